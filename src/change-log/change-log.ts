@@ -1,0 +1,26 @@
+import type { Offset, TopicPartition } from '../model.ts'
+export type Topic = { readonly name: string; readonly partitions: number; readonly cleanup: 'delete' | 'compact' }
+/** One record batch without producer id, sequence and CRC, which the log stamps. Not reused before `append` settles. */
+export type EncodedBatch = TopicPartition & { readonly bytes: Uint8Array; readonly count: number }
+/** Records of one partition, decompressed and checked, as positions in `bytes`: 4 bounds a record (key start, end, value start, end; start -1: null).
+ *  `offsets` rise with gaps; `next` is where reading goes on. Lent until the next `fetch` settles. */
+export type FetchedBatch = TopicPartition & {
+  readonly bytes: Uint8Array
+  readonly count: number
+  readonly offsets: Float64Array
+  readonly bounds: Int32Array
+  readonly next: number
+  readonly end: number
+}
+export interface ChangeLog extends AsyncDisposable {
+  /** Creates what is missing; TOPIC_MISMATCH if one exists with other partitions or settings, or is not the one we made. */
+  open(topics: readonly Topic[], signal: AbortSignal): Promise<void>
+  /** Resolves when all are on all in-sync replicas. At most one batch a partition, one call at a time; identical bytes are resent until `signal` aborts. */
+  append(round: readonly EncodedBatch[], signal: AbortSignal): Promise<readonly Offset[]>
+  /** One pull: waits up to `maxWait` ms for data in any of `from`, also when `from` is empty. Lanes call it side by side and never wait for each other's pull. No state: not asking is pausing. LOG_GAP if an offset is not in the log. */
+  fetch(from: readonly Offset[], maxWait: number, signal: AbortSignal): Promise<readonly FetchedBatch[]>
+  /** True ends, not last stable offsets. */
+  ends(partitions: readonly TopicPartition[], signal: AbortSignal): Promise<readonly Offset[]>
+  /** Shares partitions with other workers; yields what is ours from now on. Absent: one process reads all. */
+  join?(group: string, topics: readonly string[], signal: AbortSignal): AsyncIterable<readonly TopicPartition[]>
+}

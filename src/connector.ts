@@ -1,0 +1,156 @@
+import type {
+  Advance,
+  Barrier,
+  Checkpoint,
+  Chunk,
+  Effect,
+  Epoch,
+  Mark,
+  Position,
+  Range,
+  TableCopy,
+  TableId,
+  TableSchema,
+  TopicPartition,
+} from './model.ts'
+import type { ChangeBatch, LaneBatch, Rows } from './rows.ts'
+import type { StateStore } from './coordinate/state-store.ts'
+import type { Logger } from './logger.ts'
+/** One result of a preflight. `unknown`: could not be checked, never counts as ok. `remedy` can be copied and run. */
+export type Finding = {
+  readonly id: string
+  readonly level: 'ok' | 'warning' | 'blocker' | 'unknown'
+  readonly observed: string
+  readonly needed: string
+  readonly remedy?: string
+}
+export type Digest = { readonly rows: number; readonly sums: readonly [bigint, bigint] }
+export type TableFilter = (table: TableId) => boolean
+/** Reads rows at either end: copy, verification, repair, backup. One call at a time; open several to read in parallel. */
+export interface TableReader extends AsyncDisposable {
+  /** Ranges of about `rows` rows; a single one where keys cannot be ranged. */
+  ranges(schema: TableSchema, rows: number, signal: AbortSignal): Promise<readonly Range[]>
+  /** Rows of a range, by key where there is one. Lent until the next pull. Like `frames` a transaction of its own; TABLE_REWRITTEN if the table is not the one the snapshot saw (H4). */
+  rows(schema: TableSchema, range: Range, signal: AbortSignal): AsyncIterable<Rows>
+  /** The rows of these keys in the same order; an empty image and version '' where there is none. Equal versions: the same row version. */
+  lookup(schema: TableSchema, keys: Rows, signal: AbortSignal): Promise<Rows & { readonly versions: readonly string[] }>
+  /** Bulk formats a range can be had in, best first. The core only compares the names. */
+  formats?(schema: TableSchema): readonly string[]
+  frames?(schema: TableSchema, range: Range, format: string, signal: AbortSignal): AsyncIterable<Uint8Array>
+  /** Canonical digest by the database itself; absent: the core hashes `rows`. */
+  digest?(schema: TableSchema, range: Range, signal: AbortSignal): Promise<Digest>
+}
+/** A view several readers share, also on other workers, until disposed of. Changes after `position` are to be applied to what is read in it.
+ *  `exact`: no change up to `position` is missing and none after it is in. Otherwise rows may be newer, and count as consistent once a watermark written after the reading is applied. */
+export interface Snapshot extends AsyncDisposable {
+  readonly id: string
+  readonly position: Position
+  readonly exact: boolean
+}
+export type SourceEvent =
+  | ChangeBatch
+  | { readonly kind: 'effect'; readonly effect: Effect; readonly mark: Mark; readonly committedAt: number }
+  /** A message from `emit`, ours or another's, at its place between commits. */
+  | {
+      readonly kind: 'message'
+      readonly position: Position
+      readonly committedAt: number
+      readonly prefix: string
+      readonly content: Uint8Array
+    }
+/** Pulled; reads ahead by a bounded number of bytes, then leaves the socket alone. */
+export interface ChangeStream extends AsyncIterable<SourceEvent>, AsyncDisposable {
+  /** The next pull would not wait. */
+  readonly waiting: boolean
+  /** Everything up to `position` may be forgotten. Called only once it is durable in the log. */
+  ack(position: Position): void
+}
+export type Ddl = { readonly dialect: string; readonly content: Uint8Array; readonly notCopied: readonly string[] }
+/** Changes come from here. Nothing retries inside: after a rejection the core disposes of it and opens a new one. */
+export interface Source extends AsyncDisposable {
+  check(filter: TableFilter, signal: AbortSignal): Promise<readonly Finding[]>
+  tables(filter: TableFilter, signal: AbortSignal): Promise<readonly TableSchema[]>
+  /** Makes the source keep changes of these tables; the first call returns a snapshot, a repeat adds what is missing and returns undefined. */
+  retain(tables: readonly TableSchema[], signal: AbortSignal): Promise<Snapshot | undefined>
+  /** One more view, for what is copied after a crash or added later. */
+  snapshot(signal: AbortSignal): Promise<Snapshot>
+  reader(at: Snapshot['id'] | 'now', signal: AbortSignal): Promise<TableReader>
+  /** Whole transactions that commit after `after`, in commit order. Resolves once no former holder can acknowledge any more. One pull brings all that has arrived, up to a bound. */
+  changes(after: Position, signal: AbortSignal): Promise<ChangeStream>
+  /** Writes a message into the source's log: heartbeat, and proof that a fence has been passed. */
+  emit(prefix: string, content: Uint8Array, signal: AbortSignal): Promise<void>
+  /** `position`: at or after every commit visible before the call. Bytes kept for us, and until they would be lost. */
+  health(
+    signal: AbortSignal,
+  ): Promise<{ readonly position: Position; readonly retainedBytes?: number; readonly safeBytes?: number }>
+  /** Resolves once a new reader sees every commit up to `position`. */
+  visible(position: Position, signal: AbortSignal): Promise<void>
+  /** The source's own DDL for `before` and `after`, for a sink of the same dialect; the core passes it on unread. */
+  ddl?(tables: readonly TableSchema[], style: 'dump' | 'tables', signal: AbortSignal): Promise<Ddl>
+  /** Counters behind the tables' columns as they stand now, to be set at the target when a copy becomes consistent. */
+  counters?(filter: TableFilter, signal: AbortSignal): Promise<readonly Counter[]>
+  /** Undoes `retain`. */
+  release(signal: AbortSignal): Promise<void>
+}
+/** `value`: the next one it would give out. */
+export type Counter = { readonly name: string; readonly value: bigint }
+/** Changes go here. Every call may be repeated with the same arguments. */
+export interface Sink extends AsyncDisposable {
+  check(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly Finding[]>
+  /** Own tables, and as configured missing target tables: `before` what the copy needs, `after` what would slow it. Never drops. */
+  prepare(
+    tables: readonly TableSchema[],
+    phase: 'before' | 'after',
+    ddl: Ddl | undefined,
+    signal: AbortSignal,
+  ): Promise<void>
+  /** Holds, moves on or releases a table's partitions, and creates missing checkpoints. Once it resolves no lane commits past the hold and no chunk of another snapshot. Refused if a higher epoch wrote it. */
+  setCopy(copy: TableCopy, epoch: Epoch, signal: AbortSignal): Promise<void>
+  copies(signal: AbortSignal): Promise<readonly (TableCopy & { readonly done: readonly Chunk['id'][] })[]>
+  checkpoints(signal: AbortSignal): Promise<readonly Checkpoint[]>
+  lane(signal: AbortSignal): Promise<Lane>
+  /** Sets counters so that the next value given out is theirs; a counter the target does not have is left out. */
+  advance?(counters: readonly Counter[], signal: AbortSignal): Promise<void>
+  reader(signal: AbortSignal): Promise<TableReader>
+}
+/** One connection to the target. Its calls never overlap; lanes run side by side. */
+export interface Lane extends AsyncDisposable {
+  /** Takes partitions over for this connection (a stuck former one is ended) and returns where to go on. `generation`: the group's; refused if older than the row's. */
+  claim(partitions: readonly TopicPartition[], generation: number, signal: AbortSignal): Promise<readonly Checkpoint[]>
+  /** Locks the partition's checkpoint, lets `read` fetch the rows for it (empty image: no such row), writes them, commits. */
+  repair(
+    at: TopicPartition,
+    schema: TableSchema,
+    keys: Rows,
+    read: (at: Checkpoint) => Promise<Rows>,
+    signal: AbortSignal,
+  ): Promise<void>
+  /** Rows and checkpoints, or neither; resolves when committed. Returns the partitions whose row is no longer as the advance expects: then nothing was written. ROW_REJECTED: names the change in `ordered()`. */
+  apply(batch: LaneBatch, advances: readonly Advance[], signal: AbortSignal): Promise<readonly TopicPartition[]>
+  /** Commits the checkpoint with the arrival; the last one performs the effect in its transaction. True once the effect is done; ask again until then. */
+  arrive(barrier: Barrier, advance: Advance, signal: AbortSignal): Promise<'done' | 'waiting' | 'lost'>
+  /** Loads a chunk and marks it done, or neither. Rows loaded; undefined if it was done before. `epoch`: of the chunk's lease. */
+  load(
+    schema: TableSchema,
+    chunk: Chunk,
+    data: ChunkData,
+    epoch: Epoch,
+    signal: AbortSignal,
+  ): Promise<number | undefined>
+  /** Bulk formats the target's table takes as it stands. */
+  formats?(schema: TableSchema): readonly string[]
+}
+export type ChunkData =
+  | { readonly kind: 'rows'; readonly batches: AsyncIterable<Rows> }
+  | { readonly kind: 'frames'; readonly format: string; readonly frames: AsyncIterable<Uint8Array> }
+/** What a connector is opened with. `dir`: a folder of this pipeline for spilled data, gone after a crash at no loss. */
+export type Context = { readonly pipeline: string; readonly dir: string; readonly log: Logger }
+/** One kind of database. What is absent, it cannot do. `parse` gets the connection's part of the configuration file and throws CONFIG_INVALID naming every bad key. */
+export interface Connector<Config = unknown> {
+  readonly name: string
+  parse(raw: unknown): Config
+  /** `state`: where the source records what it must recognise after a restart (system, timeline, what it retains). */
+  openSource?(config: Config, context: Context, state: StateStore, signal: AbortSignal): Promise<Source>
+  openSink?(config: Config, context: Context, signal: AbortSignal): Promise<Sink>
+  openStore?(config: Config, context: Context, signal: AbortSignal): Promise<StateStore>
+}
