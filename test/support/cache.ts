@@ -1,5 +1,5 @@
-import { mkdirSync, readdirSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs'
-import { mkdir, mkdtemp, open, rename, rm, stat } from 'node:fs/promises'
+import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, rmSync, statSync } from 'node:fs'
+import { mkdir, mkdtemp, open, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { processStart } from './processes.ts'
@@ -24,13 +24,13 @@ export function cacheDir(): string {
 export async function cached(name: string, build: (dir: string) => Promise<void>): Promise<string> {
   const dir = join(cacheDir(), name)
   const lock = `${dir}.lock`
-  while (!(await exists(dir))) {
+  while (!existsSync(dir)) {
     if (!(await takeLock(lock))) {
       await sleep(50)
       continue
     }
     try {
-      if (await exists(dir)) break
+      if existsSync(dir) break
       const draft = `${dir}.draft`
       await rm(draft, { recursive: true, force: true })
       await mkdir(draft, { mode: 0o755 })
@@ -41,6 +41,10 @@ export async function cached(name: string, build: (dir: string) => Promise<void>
     }
   }
   return dir
+}
+
+export function isCached(name: string): boolean {
+  return existsSync(join(cacheDir(), name))
 }
 
 /** A fresh directory for one server's data. Those of owners that died without a watchdog are swept. */
@@ -82,11 +86,4 @@ function isStale(lock: string): boolean {
   } catch {
     return false
   }
-}
-
-async function exists(path: string): Promise<boolean> {
-  return stat(path).then(
-    () => true,
-    () => false,
-  )
 }

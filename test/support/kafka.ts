@@ -1,15 +1,16 @@
-import { execFile } from 'node:child_process'
+import { execFile, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { chmodSync, chownSync } from 'node:fs'
 import { copyFile, mkdir, readdir, rm, writeFile } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { cached, newRunDir } from './cache.ts'
+import { cached, isCached, newRunDir } from './cache.ts'
 import { account, freePort, launch, logTail, removeAtExit, until, type ServerProcess } from './processes.ts'
 
 const run = promisify(execFile)
 const release = '4.4.0'
+const librariesName = `kafka-${release}`
 /** Where formatting puts the records that a new cluster starts from: its feature levels. */
 const metadataLog = '__cluster_metadata-0'
 const firstSnapshot = '00000000000000000000-0000000000.checkpoint'
@@ -51,18 +52,20 @@ interface Node {
   process: ServerProcess | undefined
 }
 
-let missing: Promise<string | undefined> | undefined
+let reason: { value: string | undefined } | undefined
 
-/** The reason why Kafka cannot be started here, or undefined. Starts nothing but `java -version`. */
-export function kafkaMissing(): Promise<string | undefined> {
-  missing ??= (async () => {
-    const java = await run('java', ['-version']).catch(() => undefined)
-    const major = /version "(\d+)/.exec(java?.stderr ?? '')?.[1]
-    if (major === undefined || Number(major) < 17) return 'Java 17 missing: apt-get install openjdk-17-jre-headless'
-    const jars = await libraries().catch((error: unknown) => String(error))
-    return jars.startsWith('/') ? undefined : jars
-  })()
-  return missing
+/** The reason why Kafka cannot be started here, or undefined. Starts nothing but `java -version`, once. */
+export function kafkaMissing(): string | undefined {
+  reason ??= { value: findReason() }
+  return reason.value
+}
+
+function findReason(): string | undefined {
+  const java = spawnSync('java', ['-version'], { encoding: 'utf8' })
+  const major = /version "(\d+)/.exec(java.stderr ?? '')?.[1]
+  if (major === undefined || Number(major) < 17) return 'Java 17 missing: apt-get install openjdk-17-jre-headless'
+  if (isCached(librariesName) || spawnSync('mvn', ['-v']).status === 0) return undefined
+  return 'Maven missing, which fetches Kafka: apt-get install maven'
 }
 
 /** Starts a cluster; resolves when every node takes connections. Ends with our process at the latest. */
@@ -95,7 +98,14 @@ export async function startKafka(options: KafkaOptions = {}, signal?: AbortSigna
   }
 
   async function spawn(node: Node): Promise<void> {
-    const heap = ['-Xms64m', '-Xmx320m', '-XX:+UseSerialGC', '-XX:TieredStopAtLevel=1', '-XX:-UsePerfData', '-Xshare:auto']
+    const heap = [
+      '-Xms64m',
+      '-Xmx320m',
+      '-XX:+UseSerialGC',
+      '-XX:TieredStopAtLevel=1',
+      '-XX:-UsePerfData',
+      '-Xshare:auto',
+    ]
     node.process = await launch({
       command: 'java',
       args: [
@@ -243,7 +253,7 @@ function chownToAccount(path: string): void {
 
 /** The directory of Kafka's jars, resolved by Maven on first use (43 MB). */
 function libraries(): Promise<string> {
-  return cached(`kafka-${release}`, async (dir) => {
+  return cached(librariesName, async (dir) => {
     const pom = `<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
 <groupId>crossfade</groupId><artifactId>kafka-for-tests</artifactId><version>1</version><packaging>pom</packaging>
 <dependencies><dependency>

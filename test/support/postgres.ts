@@ -7,16 +7,7 @@ import { promisify } from 'node:util'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import { cached, newRunDir } from './cache.ts'
-import {
-  account,
-  childrenOf,
-  freePort,
-  launch,
-  logTail,
-  removeAtExit,
-  until,
-  type ServerProcess,
-} from './processes.ts'
+import { account, childrenOf, freePort, launch, logTail, removeAtExit, until, type ServerProcess } from './processes.ts'
 
 const run = promisify(execFile)
 const require = createRequire(import.meta.url)
@@ -58,8 +49,8 @@ const defaults: Readonly<Record<string, string | number>> = {
   listen_addresses: '127.0.0.1',
   unix_socket_directories: '',
   wal_level: 'logical',
-  max_wal_senders: 20,
-  max_replication_slots: 20,
+  max_wal_senders: 60,
+  max_replication_slots: 100,
   max_connections: 200,
   max_prepared_transactions: 20,
   max_locks_per_transaction: 256,
@@ -92,7 +83,9 @@ export async function sql<Row extends pg.QueryResultRow = Record<string, unknown
 /** The reason why this version cannot be started here, or undefined. Touches no server. */
 export function postgresMissing(version: PostgresVersion): string | undefined {
   if (version === 15) {
-    return existsSync(join(debianDir, 'bin/postgres')) ? undefined : 'PostgreSQL 15 missing: apt-get install postgresql-15'
+    return existsSync(join(debianDir, 'bin/postgres'))
+      ? undefined
+      : 'PostgreSQL 15 missing: apt-get install postgresql-15'
   }
   try {
     packageDir(version)
@@ -138,7 +131,13 @@ export async function startPostgres(options: PostgresOptions = {}, signal?: Abor
     const data = dataDir ?? ''
     const args = ['-D', data, '-p', String(port)]
     for (const [name, value] of Object.entries(settings)) args.push('-c', `${name}=${value}`)
-    const child = await launch({ command: join(home, 'bin/postgres'), args, env: environment(home), cwd: data, logFile })
+    const child = await launch({
+      command: join(home, 'bin/postgres'),
+      args,
+      env: environment(home),
+      cwd: data,
+      logFile,
+    })
     const ready = (): boolean => !child.alive() || signal?.aborted === true || isReady(data, child.pid)
     const inTime = await until(ready, 60_000)
     if (!child.alive()) throw new Error(`PostgreSQL ${version} ended with ${child.outcome()}:\n${logTail(logFile)}`)
@@ -261,7 +260,8 @@ async function installation(version: PostgresVersion): Promise<string> {
   return cached(`postgres-${release}`, async (dir) => {
     const native = join(source, 'native')
     for (const part of await readdir(native)) {
-      if (!part.endsWith('.json')) await cp(join(native, part), join(dir, part), { recursive: true, verbatimSymlinks: true })
+      if (!part.endsWith('.json'))
+        await cp(join(native, part), join(dir, part), { recursive: true, verbatimSymlinks: true })
     }
     // npm packs no links; the package makes them in an install script, which may not have run.
     const links: { source: string; target: string }[] = JSON.parse(
