@@ -13,7 +13,8 @@ const uid: number = process.getuid?.() ?? 0
 export function cacheDir(): string {
   const dir = process.env['CROSSFADE_CACHE'] ?? `/var/tmp/crossfade-${uid}`
   mkdirSync(dir, { recursive: true, mode: 0o755 })
-  if (process.getuid && statSync(dir).uid !== uid) throw new Error(`${dir} belongs to another user; set CROSSFADE_CACHE`)
+  if (process.getuid && statSync(dir).uid !== uid)
+    throw new Error(`${dir} belongs to another user; set CROSSFADE_CACHE`)
   return realpathSync(dir)
 }
 
@@ -30,7 +31,7 @@ export async function cached(name: string, build: (dir: string) => Promise<void>
       continue
     }
     try {
-      if existsSync(dir) break
+      if (existsSync(dir)) break
       const draft = `${dir}.draft`
       await rm(draft, { recursive: true, force: true })
       await mkdir(draft, { mode: 0o755 })

@@ -178,8 +178,12 @@ export async function startKafka(options: KafkaOptions = {}, signal?: AbortSigna
       for (const node of chosen(id)) node.process?.signal('SIGKILL')
       for (const node of chosen(id)) await node.process?.gone(10_000)
     },
-    pause: (id) => void chosen(id).forEach((node) => node.process?.signal('SIGSTOP')),
-    resume: (id) => void chosen(id).forEach((node) => node.process?.signal('SIGCONT')),
+    pause(id) {
+      for (const node of chosen(id)) node.process?.signal('SIGSTOP')
+    },
+    resume(id) {
+      for (const node of chosen(id)) node.process?.signal('SIGCONT')
+    },
     async restart(id) {
       await cluster.stop(id)
       await Promise.all(chosen(id).map(spawn))
