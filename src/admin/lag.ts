@@ -1,0 +1,89 @@
+import {
+  comparePositions,
+  partitionName,
+  type Checkpoint,
+  type Offset,
+  type Position,
+  type Watermark,
+} from '../model.ts'
+
+export type Proof = { readonly position: Position; readonly committedAt: number }
+type Pending = Proof & { readonly full: readonly Offset[]; readonly changed: ReadonlyMap<string, number> }
+/** What the control topic says, against what checkpoints say. `pending` is bounded: while the target is behind, watermarks in between are
+ *  thinned out, which makes the proof coarser, never wrong. */
+export interface WatermarkTrail {
+  /** Ignored unless its epoch is at least the highest seen and its position rises (H14). */
+  add(record: Watermark): void
+  readonly latest: Proof | undefined
+  /** The newest watermark that these checkpoints have reached, in all partitions it names. */
+  applied(checkpoints: readonly Checkpoint[]): Proof | undefined
+  /** A watermark at or after `position` was seen, and these partitions have reached their ends in it, or their mark has reached the position. */
+  stands(partitions: readonly Offset[], checkpoints: readonly Checkpoint[], position: Position): boolean
+}
+
+const most = 1024
+
+export function watermarkTrail(): WatermarkTrail {
+  let epoch = 0
+  let full: readonly Offset[] | undefined
+  let newest: Pending | undefined
+  let proved: Proof | undefined
+  let pending: Pending[] = []
+  const passed = (watermark: Pending, offsets: ReadonlyMap<string, number>): boolean =>
+    watermark.full.every((end) => {
+      const name = partitionName(end)
+      return (offsets.get(name) ?? 0) >= (watermark.changed.get(name) ?? end.offset)
+    }) && watermark.changed.entries().every(([name, offset]) => (offsets.get(name) ?? 0) >= offset)
+  return {
+    add(record) {
+      if (record.epoch < epoch) return
+      if (newest !== undefined && comparePositions(record.position, newest.position) <= 0) return
+      if (record.epoch > epoch) full = undefined
+      epoch = record.epoch
+      if (record.full) full = record.ends
+      if (full === undefined) return // the vector of a delta is not known
+      const { position, committedAt } = record
+      const changed = new Map(record.full ? [] : record.ends.map((end) => [partitionName(end), end.offset]))
+      newest = { position, committedAt, full, changed }
+      pending.push(newest)
+      if (pending.length > most) pending = pending.filter((_, i) => i % 2 === 1 || i === pending.length - 1)
+    },
+    get latest() {
+      return newest
+    },
+    applied(checkpoints) {
+      const offsets = offsetsOf(checkpoints)
+      // A later watermark asks for at least as much, so the newest one reached is found by halving.
+      let low = 0
+      let high = pending.length
+      while (low < high) {
+        const middle = (low + high) >>> 1
+        const watermark = pending[middle]
+        if (watermark !== undefined && passed(watermark, offsets)) low = middle + 1
+        else high = middle
+      }
+      const reached = pending[low - 1]
+      if (reached !== undefined) {
+        proved = { position: reached.position, committedAt: reached.committedAt }
+        pending = pending.slice(low)
+      }
+      return proved
+    },
+    stands(partitions, checkpoints, position) {
+      const byName = new Map(checkpoints.map((checkpoint) => [partitionName(checkpoint), checkpoint]))
+      const vouched = newest !== undefined && comparePositions(newest.position, position) >= 0 ? newest : undefined
+      const ends = new Map(vouched?.full.map((end) => [partitionName(end), end.offset]))
+      vouched?.changed.forEach((offset, name) => ends.set(name, offset))
+      return partitions.every((at) => {
+        const checkpoint = byName.get(partitionName(at))
+        if (checkpoint === undefined) return false
+        if (comparePositions(checkpoint.mark.position, position) >= 0) return true
+        return vouched !== undefined && checkpoint.offset >= (ends.get(partitionName(at)) ?? 0)
+      })
+    },
+  }
+}
+
+function offsetsOf(checkpoints: readonly Checkpoint[]): ReadonlyMap<string, number> {
+  return new Map(checkpoints.map((checkpoint) => [partitionName(checkpoint), checkpoint.offset]))
+}

@@ -1,0 +1,149 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Sink, Snapshot, Source } from '../connector.ts'
+import type { Lease, Leases } from '../coordinate/lease.ts'
+import { asFailure, Failure } from '../errors.ts'
+import { failpoint } from '../failpoint.ts'
+import { origin, tableName, type Chunk, type Position, type TableSchema, type TopicPartition } from '../model.ts'
+import { copyChunk } from './copy-chunk.ts'
+import { largestFirst, missingChunks, type TablePlan } from './plan.ts'
+
+export type CopiedTable = {
+  readonly schema: TableSchema
+  readonly partitions: readonly TopicPartition[]
+  readonly plan: TablePlan
+}
+export type CopyParts = {
+  readonly source: Source
+  readonly sink: Sink
+  readonly leases: Leases
+  /** Read anew for each round: a table that was rewritten has another plan. */
+  readonly tables: () => Promise<readonly CopiedTable[]>
+  /** The table was rewritten or truncated under its snapshot: its next plan starts over. */
+  readonly startOver: (table: TableSchema) => Promise<void>
+  readonly parallel: number
+  /** Milliseconds a chunk's lease lives without renewal. */
+  readonly ttl: number
+  /** Tables stay at the snapshot instead of going on with the changes: the target then is one exact state of the source. */
+  readonly keepHeld: boolean
+  /** Resolves once these partitions are applied up to `position`. */
+  readonly stands: (partitions: readonly TopicPartition[], position: Position, signal: AbortSignal) => Promise<void>
+  /** All chunks are in, nothing is live yet: what would have slowed the copy, and counters. */
+  readonly complete: (signal: AbortSignal) => Promise<void>
+  /** A hold was set, moved or lifted. */
+  readonly moved: () => Promise<void>
+  readonly seen: (table: TableSchema, bytes: number, rows: number) => void
+}
+
+/** One round of hold, replace, go on over every table that is not live: each under the same exact snapshot, so that the target as a whole is one
+ *  state of the source when the last chunk is in, and foreign keys can be validated there. `first`: the snapshot that came with the slot; no
+ *  change before it is in the log, and no row in the tables. A failure of any kind ends the round; finished chunks stay, and the next round
+ *  takes a new snapshot (SPEC.md). After `stop` the chunks in hand are finished; resolves false if chunks are missing then. */
+export async function copyRound(
+  parts: CopyParts,
+  first: Snapshot | undefined,
+  { epoch, signal }: Lease,
+  stop: AbortSignal,
+): Promise<boolean> {
+  const { source, sink, keepHeld } = parts
+  const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
+  const open = (await parts.tables()).filter(({ schema }) => copies.get(tableName(schema.table))?.live !== true)
+  if (open.length === 0) return true
+  const partitions = open.flatMap((table) => table.partitions)
+  const hold = async (snapshot: Position, live: boolean): Promise<void> => {
+    for (const table of open) {
+      await sink.setCopy({ table: table.schema.table, partitions: table.partitions, snapshot, live }, epoch, signal)
+    }
+    await parts.moved()
+  }
+  if (first === undefined) await hold(origin, false)
+  failpoint('copy.between-hold-and-snapshot')
+  await using snapshot = first ?? (await source.snapshot(signal))
+  await hold(snapshot.position, false)
+  if (first === undefined) await parts.stands(partitions, snapshot.position, signal)
+  const queue = largestFirst(
+    open.map(({ schema, plan }) => {
+      const done = new Set(copies.get(tableName(schema.table))?.done)
+      return missingChunks(plan, done, snapshot.position, first === undefined)
+    }),
+  )
+  if (!(await copyChunks(parts, snapshot.id, open, queue, signal, stop))) return false
+  await parts.complete(signal)
+  failpoint('copy.before-live')
+  if (!keepHeld) await hold(snapshot.position, true)
+  return true
+}
+
+/** True when every chunk is done, by us or by another worker. */
+async function copyChunks(
+  parts: CopyParts,
+  snapshot: Snapshot['id'],
+  tables: readonly CopiedTable[],
+  chunks: readonly Chunk[],
+  signal: AbortSignal,
+  stop: AbortSignal,
+): Promise<boolean> {
+  const schemas = new Map(tables.map(({ schema }) => [tableName(schema.table), schema]))
+  const queue = chunks.toReversed()
+  /** Claimed by someone else when we came by. */
+  const foreign: Chunk[] = []
+  const failed = new AbortController()
+  const all = AbortSignal.any([signal, failed.signal])
+  const worker = async (): Promise<void> => {
+    if (queue.length === 0) return
+    await using reader = await parts.source.reader(snapshot, all)
+    await using lane = await parts.sink.lane(all)
+    for (let chunk = queue.pop(); chunk !== undefined && !stop.aborted; chunk = queue.pop()) {
+      const schema = schemas.get(tableName(chunk.table))
+      if (schema === undefined)
+        throw new Failure('BUG', { observed: `a chunk of ${tableName(chunk.table)}, which is not copied` })
+      await using lease = await parts.leases.tryAcquire(`chunk/${chunk.id}`, parts.ttl, all)
+      if (lease === undefined) {
+        foreign.push(chunk)
+        continue
+      }
+      const claim = { epoch: lease.epoch, signal: AbortSignal.any([lease.signal, all]) }
+      failpoint('copy.before-chunk')
+      try {
+        const rows = await copyChunk(reader, lane, schema, chunk, claim, (bytes) => {
+          failpoint('copy.in-chunk')
+          parts.seen(schema, bytes, 0)
+        })
+        parts.seen(schema, 0, rows ?? 0)
+      } catch (error) {
+        if (asFailure(error).code === 'TABLE_REWRITTEN') await parts.startOver(schema)
+        throw error
+      }
+      failpoint('copy.after-chunk')
+    }
+  }
+  const workers = Array.from({ length: Math.min(parts.parallel, chunks.length) }, async () => {
+    try {
+      await worker()
+    } catch (error) {
+      failed.abort(error)
+      throw error
+    }
+  })
+  const results = await Promise.allSettled(workers)
+  signal.throwIfAborted()
+  if (results.some(({ status }) => status === 'rejected')) throw failed.signal.reason
+  if (stop.aborted && queue.length > 0) return false
+  return foreign.length === 0 || (await othersDone(parts, snapshot, tables, foreign, signal, stop))
+}
+
+/** Waits for chunks that someone else had claimed; what a dead worker left behind is free once its lease has run out, and is copied here. */
+async function othersDone(
+  parts: CopyParts,
+  snapshot: Snapshot['id'],
+  tables: readonly CopiedTable[],
+  chunks: readonly Chunk[],
+  signal: AbortSignal,
+  stop: AbortSignal,
+): Promise<boolean> {
+  await sleep(parts.ttl / 2, undefined, { signal: AbortSignal.any([signal, stop]) }).catch(() => {})
+  signal.throwIfAborted()
+  if (stop.aborted) return false
+  const done = new Set((await parts.sink.copies(signal)).flatMap((copy) => copy.done))
+  const left = chunks.filter(({ id }) => !done.has(id))
+  return left.length === 0 || (await copyChunks(parts, snapshot, tables, left, signal, stop))
+}

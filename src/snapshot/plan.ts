@@ -1,0 +1,26 @@
+import { tableName, type Chunk, type Position, type Range, type TableId } from '../model.ts'
+
+/** How a table is cut; in the state store. A table whose copy starts over gets the next generation, so that its finished chunks no longer count. */
+export type TablePlan = { readonly generation: number; readonly ranges: readonly Range[] }
+
+export function chunkId(table: TableId, generation: number, index: number): string {
+  return `${tableName(table)}#${generation}.${index}`
+}
+
+/** Chunks of one table that are not done, under this snapshot. */
+export function missingChunks(
+  plan: TablePlan,
+  done: ReadonlySet<string>,
+  snapshot: Position,
+  replace: boolean,
+): readonly Chunk[] {
+  return plan.ranges
+    .map((range, index) => ({ ...range, id: chunkId(range.table, plan.generation, index), snapshot, replace }))
+    .filter(({ id }) => !done.has(id))
+}
+
+/** Largest tables first, so that the last worker is not left with a long one. */
+export function largestFirst(tables: readonly (readonly Chunk[])[]): readonly Chunk[] {
+  const rows = (chunks: readonly Chunk[]): number => chunks.reduce((sum, { estimatedRows }) => sum + estimatedRows, 0)
+  return tables.toSorted((a, b) => rows(b) - rows(a)).flat()
+}
