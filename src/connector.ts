@@ -85,7 +85,7 @@ export interface Source extends AsyncDisposable {
   ): Promise<{ readonly position: Position; readonly retainedBytes?: number; readonly safeBytes?: number }>
   /** Resolves once a new reader sees every commit up to `position`. */
   visible(position: Position, signal: AbortSignal): Promise<void>
-  /** The source's own DDL for `before` and `after`, for a sink of the same dialect; the core passes it on unread. */
+  /** The source's own DDL for `before` and `after`, for a sink of the same dialect; the core passes it on unread. UNSUPPORTED where `style` needs tools that are not there. */
   ddl?(tables: readonly TableSchema[], style: 'dump' | 'tables', signal: AbortSignal): Promise<Ddl>
   /** Counters behind the tables' columns as they stand now, to be set at the target when a copy becomes consistent. */
   counters?(filter: TableFilter, signal: AbortSignal): Promise<readonly Counter[]>
@@ -97,6 +97,8 @@ export type Counter = { readonly name: string; readonly value: bigint }
 /** Changes go here. Every call may be repeated with the same arguments. */
 export interface Sink extends AsyncDisposable {
   check(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly Finding[]>
+  /** Those of the tables that are there already. */
+  present(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly TableId[]>
   /** Own tables, and as configured missing target tables: `before` what the copy needs, `after` what would slow it. Never drops. */
   prepare(
     tables: readonly TableSchema[],

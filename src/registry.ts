@@ -1,0 +1,97 @@
+import { isDeepStrictEqual } from 'node:util'
+import type { TableFilter, TableReader } from './connector.ts'
+import type { StateStore } from './coordinate/state-store.ts'
+import { routes, type Route } from './change-log/topics.ts'
+import { Failure } from './errors.ts'
+import { tableName, type TableSchema, type TopicPartition } from './model.ts'
+import type { TablePlan } from './snapshot/plan.ts'
+
+/** What a pipeline knows of a table: as it was recorded, where its changes go (H7), and how it is cut for the copy. */
+export type Registered = { readonly schema: TableSchema; readonly route: Route; readonly plan: TablePlan }
+
+const keyOf = (schema: TableSchema): string => `table/${tableName(schema.table)}`
+
+export function partitionsOf({ topic, partitions }: Route): readonly TopicPartition[] {
+  return Array.from({ length: partitions }, (_, partition) => ({ topic, partition }))
+}
+
+export async function registeredTables(store: StateStore, signal: AbortSignal): Promise<readonly Registered[]> {
+  return (await store.list('table/', signal)).map(({ value }) => value as Registered)
+}
+
+/** Compares what the source has with what was recorded, and records tables that are new: their ranges, topic, partitions and pinning are
+ *  decided here, once. TABLE_CHANGED for a table that is not as recorded, TABLE_MISSING for one that is gone. */
+export async function registerTables(
+  pipeline: string,
+  found: readonly TableSchema[],
+  filter: TableFilter,
+  store: StateStore,
+  reader: TableReader,
+  { partitions, chunkRows }: { readonly partitions: number; readonly chunkRows: number },
+  signal: AbortSignal,
+): Promise<{ readonly all: readonly Registered[]; readonly fresh: readonly Registered[] }> {
+  const known = await registeredTables(store, signal)
+  const byName = new Map(found.map((schema) => [tableName(schema.table), schema]))
+  for (const { schema } of known) {
+    const now = byName.get(tableName(schema.table))
+    if (now === undefined) {
+      throw new Failure('TABLE_MISSING', {
+        object: tableName(schema.table),
+        observed: filter(schema.table) ? 'no longer at the source' : 'no longer among tables.include',
+        needed: 'every table the pipeline began with',
+        effect: 'nothing is captured or applied',
+      })
+    }
+    if (!isDeepStrictEqual({ ...now, version: schema.version }, schema)) {
+      throw new Failure('TABLE_CHANGED', {
+        object: tableName(schema.table),
+        observed: difference(schema, now),
+        needed: 'the columns and key it had when it was recorded',
+        effect: 'nothing is captured or applied',
+      })
+    }
+  }
+  const names = new Set(known.map(({ schema }) => tableName(schema.table)))
+  const added = found.filter((schema) => !names.has(tableName(schema.table)))
+  const cut = []
+  for (const schema of added) {
+    const ranges = await reader.ranges(schema, chunkRows, signal)
+    const estimatedRows = ranges.reduce((sum, range) => sum + range.estimatedRows, 0)
+    cut.push({ schema, estimatedRows, plan: { generation: 0, ranges } })
+  }
+  const decided = new Map(routes(pipeline, cut, partitions).map((route) => [tableName(route.table), route]))
+  const taken = new Set(known.map(({ route }) => route.topic))
+  const fresh: Registered[] = []
+  for (const { schema, plan } of cut) {
+    const route = decided.get(tableName(schema.table))
+    if (route === undefined) throw new Failure('BUG', { object: tableName(schema.table), observed: 'no route' })
+    if (taken.has(route.topic)) {
+      throw new Failure('TOPIC_MISMATCH', { object: route.topic, observed: 'two tables have this topic name' })
+    }
+    fresh.push({ schema, route, plan })
+  }
+  for (const table of fresh) await store.put(keyOf(table.schema), table, 0, signal)
+  return { all: [...known, ...fresh], fresh }
+}
+
+/** The next generation of a table's plan: its finished chunks no longer count. */
+export async function startOver(store: StateStore, schema: TableSchema, signal: AbortSignal): Promise<void> {
+  const stored = await store.get(keyOf(schema), signal)
+  if (stored === undefined) return
+  const table = stored.value as Registered
+  const plan = { ...table.plan, generation: table.plan.generation + 1 }
+  await store.put(keyOf(schema), { ...table, plan }, stored.revision, signal)
+}
+
+function difference(then: TableSchema, now: TableSchema): string {
+  const columns = (schema: TableSchema): readonly string[] =>
+    schema.columns.map(({ name, type, nullable }) => `${name} ${type}${nullable ? '' : ' not null'}`)
+  const [before, after] = [columns(then), columns(now)]
+  const gone = before.filter((column) => !after.includes(column))
+  const come = after.filter((column) => !before.includes(column))
+  const parts = [
+    ...(gone.length > 0 ? [`without ${gone.join(', ')}`] : []),
+    ...(come.length > 0 ? [`with ${come.join(', ')}`] : []),
+  ]
+  return parts.length > 0 ? parts.join('; ') : 'another key, replica identity or unique constraint'
+}
