@@ -1,4 +1,9 @@
+import { randomUUID } from 'node:crypto'
+import { setTimeout } from 'node:timers/promises'
+import { Failure } from '../errors.ts'
 import type { Epoch } from '../model.ts'
+import type { StateStore } from './state-store.ts'
+
 /** The right to do one thing. All work under it takes `signal`, which aborts before anyone else can hold it; `epoch` goes into every write. */
 export interface Lease extends AsyncDisposable {
   readonly name: string
@@ -9,4 +14,176 @@ export interface Lease extends AsyncDisposable {
 export interface Leases {
   acquire(name: string, ttl: number, signal: AbortSignal): Promise<Lease>
   tryAcquire(name: string, ttl: number, signal: AbortSignal): Promise<Lease | undefined>
+}
+
+/** Milliseconds that never go back. */
+export type Clock = () => number
+/** Resolves after `ms`; rejects when `signal` aborts. */
+export type Sleep = (ms: number, signal: AbortSignal) => Promise<void>
+
+/** A holder trusts its lease for this part of its time only: timers are late, and clocks do not run alike. */
+const trust = 0.9
+
+/** What stands in the store under `lease/<name>`. `token` is new for each acquisition: it settles lost answers. */
+type Held = { readonly owner: string; readonly token: string; readonly ttl: number; readonly free: boolean }
+
+/** Leases over one store. `owner` is for people. Revisions of a key rise for ever, so that of the acquiring write is the epoch.
+ *  `acquire` waits until the lease is free, polling; both reject with what the store rejects with. A lease's signal also aborts with the `signal` it
+ *  was acquired under, and when it is disposed of, which gives it back. */
+export function leases(store: StateStore, owner: string, clock: Clock = monotonic, sleep: Sleep = wait): Leases {
+  /** Where foreign leases stood when first seen so; what was seen once must stand still for its whole time from then on. */
+  const seen = new Map<string, { readonly revision: number; readonly since: number }>()
+
+  /** The lease, or how long to wait before it could be free. */
+  const attempt = async (name: string, ttl: number, signal: AbortSignal): Promise<Lease | number> => {
+    const key = `lease/${name}`
+    const found = await store.get(key, signal)
+    const current = found?.value as Held | undefined
+    if (found && current && !current.free) {
+      // Counted from after the answer: the holder counts from before its write, hence is always first to give up.
+      let sight = seen.get(name)
+      if (sight?.revision !== found.revision) seen.set(name, (sight = { revision: found.revision, since: clock() }))
+      const left = sight.since + Math.max(current.ttl, ttl) - clock()
+      if (left > 0) return left
+    }
+    const mine: Held = { owner, token: randomUUID(), ttl, free: false }
+    const began = clock()
+    const revision = await settled(store, key, mine, found?.revision ?? 0, signal)
+    if (revision === undefined) return 0
+    seen.delete(name)
+    return hold(store, { name, key, mine, revision, validUntil: began + ttl * trust }, clock, sleep, signal)
+  }
+
+  return {
+    tryAcquire: async (name, ttl, signal) => {
+      const result = await attempt(name, ttl, signal)
+      return typeof result === 'number' ? undefined : result
+    },
+    acquire: async (name, ttl, signal) => {
+      for (;;) {
+        const result = await attempt(name, ttl, signal)
+        if (typeof result !== 'number') return result
+        await sleep(Math.max(5, Math.min(result, ttl / 20)), signal)
+      }
+    },
+  }
+}
+
+/** A put whose lost answer is settled by looking. */
+async function settled(
+  store: StateStore,
+  key: string,
+  value: Held,
+  expected: number,
+  signal: AbortSignal,
+): Promise<number | undefined> {
+  try {
+    return await store.put(key, value, expected, signal)
+  } catch (error) {
+    const now = await store.get(key, signal).catch(() => undefined)
+    if ((now?.value as Held | undefined)?.token === value.token) return now?.revision
+    throw error
+  }
+}
+
+type Holding = {
+  readonly name: string
+  readonly key: string
+  readonly mine: Held
+  revision: number
+  /** On our clock, counted from the start of the last successful write. */
+  validUntil: number
+}
+
+function hold(store: StateStore, holding: Holding, clock: Clock, sleep: Sleep, parent: AbortSignal): Lease {
+  const { name, key, mine } = holding
+  const epoch = holding.revision
+  const ended = new AbortController()
+  const signal = AbortSignal.any([ended.signal, parent])
+  const lose = (observed: string): void =>
+    ended.abort(new Failure('LEASE_LOST', { object: name, observed, effect: 'Work under it has stopped' }))
+
+  const watch = async (): Promise<void> => {
+    for (let left = holding.validUntil - clock(); left > 0; left = holding.validUntil - clock())
+      await sleep(left, ended.signal)
+    lose(`not renewed for ${mine.ttl} ms`)
+  }
+  /** True once renewed, false if it may be tried again; a foreign hand in the store ends the lease. */
+  const renew = async (): Promise<boolean> => {
+    const began = clock()
+    const limit = new AbortController()
+    const until = AbortSignal.any([ended.signal, limit.signal])
+    const timer = sleep(mine.ttl / 3, until).then(
+      () => limit.abort(),
+      () => {},
+    )
+    try {
+      const revision = await store.put(key, mine, holding.revision, until)
+      if (revision !== undefined) {
+        holding.revision = revision
+        holding.validUntil = began + mine.ttl * trust
+        return true
+      }
+      // Perhaps an earlier write of ours whose answer was lost. It is not trusted as a renewal: the next write is.
+      const now = await store.get(key, until)
+      const other = now?.value as Held | undefined
+      if (other?.token === mine.token && !other.free) holding.revision = now?.revision ?? 0
+      else lose(`now held by ${other?.owner ?? 'nobody'}`)
+      return false
+    } catch {
+      return false
+    } finally {
+      limit.abort()
+      await timer
+    }
+  }
+  const renewing = async (): Promise<void> => {
+    for (let pause = mine.ttl / 3; !ended.signal.aborted; pause = (await renew()) ? mine.ttl / 3 : mine.ttl / 20)
+      await sleep(pause, ended.signal)
+  }
+  const watched = watch().catch(() => {})
+  const renewed = renewing().catch(() => {})
+
+  const release = async (): Promise<void> => {
+    const limit = new AbortController()
+    const stop = limit.signal
+    const timer = sleep(Math.max(0, holding.validUntil - clock()), limit.signal).then(
+      () => limit.abort(),
+      () => {},
+    )
+    try {
+      for (let tries = 0; tries < 3; tries++) {
+        if ((await store.put(key, { ...mine, free: true }, holding.revision, stop)) !== undefined) return
+        // A renewal whose answer we did not wait for may have landed.
+        const now = await store.get(key, stop)
+        if (now === undefined || (now.value as Held).token !== mine.token) return
+        holding.revision = now.revision
+      }
+    } catch {
+      // It runs out by itself.
+    } finally {
+      limit.abort()
+      await timer
+    }
+  }
+  let disposed: Promise<void> | undefined
+  return {
+    name,
+    epoch,
+    signal,
+    [Symbol.asyncDispose]: () => {
+      disposed ??= (async () => {
+        const lost = ended.signal.aborted || holding.validUntil <= clock()
+        ended.abort(new Failure('LEASE_LOST', { object: name, observed: 'given back' }))
+        await Promise.all([watched, renewed])
+        if (!lost) await release()
+      })()
+      return disposed
+    },
+  }
+}
+
+const monotonic: Clock = () => performance.now()
+const wait: Sleep = async (ms, signal) => {
+  await setTimeout(ms, undefined, { signal })
 }

@@ -1,4 +1,5 @@
-/** Small shared state: leases, tasks, plans of copies, routing by position, journal. JSON values; every write is a compare-and-set. */
+/** Small shared state: leases, tasks, plans of copies, routing by position, journal. JSON values; every write is a compare-and-set, durable when it
+ *  resolves. A key's revisions rise for ever; keys are never removed. */
 export interface StateStore extends AsyncDisposable {
   get(key: string, signal: AbortSignal): Promise<Stored | undefined>
   list(prefix: string, signal: AbortSignal): Promise<readonly (Stored & { readonly key: string })[]>
@@ -6,3 +7,29 @@ export interface StateStore extends AsyncDisposable {
   put(key: string, value: unknown, expected: number, signal: AbortSignal): Promise<number | undefined>
 }
 export type Stored = { readonly value: unknown; readonly revision: number }
+
+/** For one process, and for tests of what stands on the seam. Values are kept as text, so nobody shares an object. */
+export function memoryStore(): StateStore {
+  const entries = new Map<string, { readonly text: string; readonly revision: number }>()
+  return {
+    get: async (key, signal) => {
+      signal.throwIfAborted()
+      const entry = entries.get(key)
+      return entry && { value: JSON.parse(entry.text) as unknown, revision: entry.revision }
+    },
+    list: async (prefix, signal) => {
+      signal.throwIfAborted()
+      return [...entries]
+        .filter(([key]) => key.startsWith(prefix))
+        .sort(([a], [b]) => (a < b ? -1 : 1))
+        .map(([key, { text, revision }]) => ({ key, value: JSON.parse(text) as unknown, revision }))
+    },
+    put: async (key, value, expected, signal) => {
+      signal.throwIfAborted()
+      if ((entries.get(key)?.revision ?? 0) !== expected) return undefined
+      entries.set(key, { text: JSON.stringify(value), revision: expected + 1 })
+      return expected + 1
+    },
+    [Symbol.asyncDispose]: async () => {},
+  }
+}

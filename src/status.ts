@@ -1,0 +1,72 @@
+import type { ErrorCode, Facts } from './errors.ts'
+
+export type Phase = 'starting' | 'copying' | 'streaming' | 'stopping' | 'stopped' | 'complete' | 'failed'
+/** Lag that is not proved by a watermark is `unknown`, never ok. `idle`: caught up, and nothing happens at the source. */
+export type Verdict = 'ok' | 'behind' | 'idle' | 'unknown' | 'failed'
+export type TableStatus = {
+  readonly name: string
+  readonly state: 'waiting' | 'copying' | 'catching up' | 'live' | 'stopped'
+  readonly chunksDone: number
+  /** 0: not planned yet. */
+  readonly chunks: number
+  /** Rows copied, and their bytes. */
+  readonly rows: bigint
+  readonly bytes: bigint
+  /** Rows in all as the source estimates them. */
+  readonly estimatedRows?: bigint
+}
+/** What is known about a pipeline at one moment: by its own process, which watches it live, or from outside, which reads the state store and the source. */
+export type Status = {
+  readonly pipeline: string
+  readonly phase: Phase
+  readonly verdict: Verdict
+  readonly source: {
+    readonly position: string | null
+    readonly slot: string | null
+    /** Kept by the source for us, and until it would give that up. */
+    readonly retainedBytes: bigint | null
+    readonly safeWalBytes: bigint | null
+  }
+  /** Newest watermark applied, and when it was committed at the source (ms since 1970). */
+  readonly target: { readonly position: string | null; readonly watermarkAt: number | null }
+  /** `seconds`: null unless `proved`. `records`, `bytes`: in the log and not yet applied. */
+  readonly lag: {
+    readonly seconds: number | null
+    readonly proved: boolean
+    readonly bytes: bigint | null
+    readonly records: bigint | null
+  }
+  /** Changes a second, over the last seconds. */
+  readonly rates: { readonly read: number; readonly applied: number }
+  readonly tables: readonly TableStatus[]
+  /** What is tried again, or what ended the run. */
+  readonly error: StatusError | null
+  /** Changes read and applied since this process started; absent when read from outside. */
+  readonly totals?: { readonly read: bigint; readonly applied: bigint }
+}
+export type StatusError = { readonly code: ErrorCode; readonly facts: Facts; readonly retrying: boolean }
+
+/** The document of `status --json`; 64-bit numbers are strings, as JSON's readers lose digits. */
+export function statusJson(status: Status): unknown {
+  const { pipeline, phase, verdict, source, target, lag, rates, tables, error } = status
+  const document = {
+    v: 1,
+    pipeline,
+    phase,
+    verdict,
+    source,
+    target,
+    lag,
+    rates,
+    tables: tables.map(({ name, state, chunksDone, chunks, rows, bytes }) => ({
+      name,
+      state,
+      chunksDone,
+      chunks,
+      rows,
+      bytes,
+    })),
+    error: error && { code: error.code, ...error.facts, cause: undefined, retrying: error.retrying },
+  }
+  return JSON.parse(JSON.stringify(document, (_, value: unknown) => (typeof value === 'bigint' ? `${value}` : value)))
+}

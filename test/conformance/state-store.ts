@@ -1,0 +1,139 @@
+import assert from 'node:assert/strict'
+import { randomUUID } from 'node:crypto'
+import { describe, it } from 'node:test'
+import type { StateStore } from '../../src/coordinate/state-store.ts'
+
+/** What every state store must do. `open` gives one more handle on the same store; several are open at once. `skip`: why it cannot run here. */
+export function stateStoreConformance(
+  name: string,
+  open: () => Promise<StateStore>,
+  skip: string | false = false,
+): void {
+  describe(`state store: ${name}`, { skip, timeout: 60_000 }, () => {
+    const never = new AbortController().signal
+    const fresh = (): string => `conformance/${randomUUID()}`
+
+    it('has nothing under a new key', async () => {
+      await using store = await open()
+      assert.equal(await store.get(fresh(), never), undefined)
+    })
+
+    it('creates a key once', async () => {
+      await using store = await open()
+      const key = fresh()
+      const revision = await store.put(key, { by: 'first' }, 0, never)
+      assert.ok(revision !== undefined && revision > 0)
+      assert.equal(await store.put(key, { by: 'second' }, 0, never), undefined)
+      assert.deepEqual(await store.get(key, never), { value: { by: 'first' }, revision })
+    })
+
+    it('writes only over the revision it is given, which rises', async () => {
+      await using store = await open()
+      const key = fresh()
+      const first = await store.put(key, 1, 0, never)
+      assert.ok(first !== undefined)
+      const second = await store.put(key, 2, first, never)
+      assert.ok(second !== undefined && second > first)
+      assert.equal(await store.put(key, 3, first, never), undefined)
+      assert.equal(await store.put(key, 3, second + 1, never), undefined)
+      assert.deepEqual(await store.get(key, never), { value: 2, revision: second })
+    })
+
+    it('does not create a key over a revision it never had', async () => {
+      await using store = await open()
+      const key = fresh()
+      assert.equal(await store.put(key, 1, 7, never), undefined)
+      assert.equal(await store.get(key, never), undefined)
+    })
+
+    it('shows a write to other handles at once', async () => {
+      await using one = await open()
+      await using other = await open()
+      const key = fresh()
+      const revision = await one.put(key, 'seen', 0, never)
+      assert.deepEqual(await other.get(key, never), { value: 'seen', revision })
+    })
+
+    it('lets one of many writers win', async () => {
+      const handles = await Promise.all([open(), open(), open()])
+      try {
+        const key = fresh()
+        for (let round = 0, at = 0; round < 5; round++) {
+          const answers = await Promise.all(
+            Array.from({ length: 12 }, async (_, i) => {
+              const answer = await handles[i % handles.length]?.put(key, { writer: i }, at, never)
+              return { i, answer }
+            }),
+          )
+          const won = answers.filter(({ answer }) => answer !== undefined)
+          assert.equal(won.length, 1, `round ${round}`)
+          const [winner] = won
+          assert.ok(winner?.answer !== undefined && winner.answer > at)
+          at = winner.answer
+          assert.deepEqual(await handles[0]?.get(key, never), { value: { writer: winner.i }, revision: at })
+        }
+      } finally {
+        for (const handle of handles) await handle[Symbol.asyncDispose]()
+      }
+    })
+
+    it('keeps JSON as it is', async () => {
+      await using store = await open()
+      for (const value of [
+        null,
+        false,
+        0,
+        -0.5,
+        2 ** 53 - 1,
+        '',
+        '0',
+        'naïve 🙂 \' " \\ \n',
+        [],
+        {},
+        [1, [null, { a: [] }]],
+        { 'odd key.%_': { nested: ['x'.repeat(100_000)] } },
+      ]) {
+        const key = fresh()
+        const revision = await store.put(key, value, 0, never)
+        assert.deepEqual(await store.get(key, never), { value, revision })
+      }
+    })
+
+    it('shares no object with its callers', async () => {
+      await using store = await open()
+      const key = fresh()
+      const value = { list: [1] }
+      await store.put(key, value, 0, never)
+      value.list.push(2)
+      const found = await store.get(key, never)
+      assert.deepEqual(found?.value, { list: [1] })
+    })
+
+    it('lists by prefix, sorted, and takes a prefix literally', async () => {
+      await using store = await open()
+      const base = fresh()
+      const keys = ['/a_b', '/a%b', '/aXb', '/a\\b', '/é', '/B', '', '/a_b/deep']
+      for (const key of keys) await store.put(base + key, key, 0, never)
+      const listed = async (prefix: string): Promise<readonly string[]> =>
+        (await store.list(base + prefix, never)).map(({ key }) => key.slice(base.length))
+      const sorted = (all: readonly string[]): readonly string[] => [...all].sort((a, b) => (a < b ? -1 : 1))
+      assert.deepEqual(await listed(''), sorted(keys))
+      assert.deepEqual(await listed('/a_'), ['/a_b', '/a_b/deep'])
+      assert.deepEqual(await listed('/a%'), ['/a%b'])
+      assert.deepEqual(await listed('/a\\'), ['/a\\b'])
+      assert.deepEqual(await listed('/none'), [])
+      const [first] = await store.list(base + '/a%', never)
+      assert.deepEqual(first, { key: `${base}/a%b`, ...(await store.get(`${base}/a%b`, never)) })
+    })
+
+    it('rejects when its signal has aborted, and writes nothing', async () => {
+      await using store = await open()
+      const key = fresh()
+      const aborted = AbortSignal.abort()
+      await assert.rejects(store.get(key, aborted))
+      await assert.rejects(store.list(key, aborted))
+      await assert.rejects(store.put(key, 1, 0, aborted))
+      assert.equal(await store.get(key, never), undefined)
+    })
+  })
+}
