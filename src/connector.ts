@@ -58,6 +58,8 @@ export type SourceEvent =
       readonly prefix: string
       readonly content: Uint8Array
     }
+/** Prefix of a message that asks for a watermark at its place: the core's heartbeat. A source yields one of its own, without content, when its server wants to know that all is safe (it is shutting down). */
+export const heartbeatPrefix = 'crossfade.heartbeat'
 /** Pulled; reads ahead by a bounded number of bytes, then leaves the socket alone. */
 export interface ChangeStream extends AsyncIterable<SourceEvent>, AsyncDisposable {
   /** The next pull would not wait. */
