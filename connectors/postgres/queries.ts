@@ -1,0 +1,172 @@
+import type pg from 'pg'
+import type { CatalogType } from './schema.ts'
+
+/** Quotes one identifier. The only place that does. */
+export function ident(name: string): string {
+  return `"${name.replaceAll('"', '""')}"`
+}
+/** Quotes a text literal under standard_conforming_strings, which every session of ours pins. */
+export function literal(text: string): string {
+  return `'${text.replaceAll("'", "''")}'`
+}
+/** Schema and name, quoted. */
+export function qualified(table: { readonly schema: string; readonly name: string }): string {
+  return `${ident(table.schema)}.${ident(table.name)}`
+}
+
+export type RelationRow = {
+  oid: number
+  schema: string
+  name: string
+  relfilenode: number
+  relkind: string
+  relpersistence: string
+  relispartition: boolean
+  relreplident: string
+  relrowsecurity: boolean
+  relforcerowsecurity: boolean
+  rows: number
+  extension: string | null
+  /** Root first. */
+  ancestors: { schema: string; name: string }[] | null
+  parents: { schema: string; name: string }[] | null
+}
+/** Tables, partitioned ones and foreign ones of users, in the order of their names. */
+export async function selectRelations(client: pg.ClientBase): Promise<readonly RelationRow[]> {
+  const { rows } = await client.query<RelationRow>(`
+    select c.oid, n.nspname as schema, c.relname as name, c.relfilenode, c.relkind, c.relpersistence, c.relispartition,
+           c.relreplident, c.relrowsecurity, c.relforcerowsecurity,
+           case when c.relkind <> 'r' then 0
+                when c.reltuples >= 0 and c.relpages > 0
+                then round((c.reltuples::float8 / c.relpages) * (pg_relation_size(c.oid) / current_setting('block_size')::int))
+                else round(pg_relation_size(c.oid) / 100.0) end::float8 as rows,
+           (select x.extname from pg_depend d join pg_extension x on x.oid = d.refobjid
+             where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.refclassid = 'pg_extension'::regclass
+               and d.deptype = 'e' limit 1) as extension,
+           case when c.relispartition then
+             (select json_agg(json_build_object('schema', an.nspname, 'name', a.relname) order by p.level desc)
+                from pg_partition_ancestors(c.oid) with ordinality p (oid, level)
+                join pg_class a on a.oid = p.oid join pg_namespace an on an.oid = a.relnamespace
+               where a.oid <> c.oid) end as ancestors,
+           case when not c.relispartition then
+             (select json_agg(json_build_object('schema', pn.nspname, 'name', p.relname) order by i.inhseqno)
+                from pg_inherits i join pg_class p on p.oid = i.inhparent join pg_namespace pn on pn.oid = p.relnamespace
+               where i.inhrelid = c.oid) end as parents
+      from pg_class c join pg_namespace n on n.oid = c.relnamespace
+     where c.relkind in ('r', 'p', 'f') and n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'crossfade')
+     order by n.nspname collate "C", c.relname collate "C"`)
+  return rows
+}
+
+export type AttributeRow = {
+  attrelid: number
+  attnum: number
+  attname: string
+  atttypid: number
+  atttypmod: number
+  type: string
+  cast_type: string
+  attnotnull: boolean
+  attgenerated: string
+  attidentity: string
+  missing: string | null
+  default: string | null
+  collation: string | null
+  provider: string | null
+  deterministic: boolean | null
+  version: string | null
+}
+/** Columns that are not dropped. `cast_type` implies no length: -1, unlike null, never prints as character(1) or bit(1). */
+export async function selectAttributes(
+  client: pg.ClientBase,
+  tables: readonly number[],
+): Promise<readonly AttributeRow[]> {
+  // The server keeps the default collation's provider with the database; 14 knows only libc there.
+  const versionNumber = await serverVersion(client)
+  const provider = versionNumber >= 150000 ? 'd.datlocprovider' : `'c'`
+  const version = versionNumber >= 150000 ? 'pg_database_collation_actual_version(d.oid)' : 'null'
+  const { rows } = await client.query<AttributeRow>(
+    `with recursive base as (
+       select t.oid as type, t.oid as base from pg_type t where t.typtype <> 'd'
+       union all
+       select t.oid, b.base from pg_type t join base b on b.type = t.typbasetype where t.typtype = 'd'
+     )
+     select a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod) as type,
+            format_type(b.base, -1) as cast_type, a.attnotnull, a.attgenerated, a.attidentity,
+            a.attmissingval::text as missing, pg_get_expr(f.adbin, f.adrelid) as default,
+            case when c.oid = 100 then d.datcollate when c.oid is not null
+                 then format('%I.%I', cn.nspname, c.collname) end as collation,
+            case when c.oid = 100 then ${provider} else c.collprovider end as provider, c.collisdeterministic as deterministic,
+            case when c.oid = 100 then ${version} when c.oid is not null then pg_collation_actual_version(c.oid) end as version
+       from pg_attribute a
+       join base b on b.type = a.atttypid
+       join pg_database d on d.datname = current_database()
+       left join pg_attrdef f on f.adrelid = a.attrelid and f.adnum = a.attnum
+       left join pg_collation c on c.oid = a.attcollation
+       left join pg_namespace cn on cn.oid = c.collnamespace
+      where a.attrelid = any($1::oid[]) and a.attnum > 0 and not a.attisdropped
+      order by a.attrelid, a.attnum`,
+    [tables],
+  )
+  return rows
+}
+
+/** All types these tables' columns are made of: arrays' elements and domains' bases too. */
+export async function selectTypes(client: pg.ClientBase, tables: readonly number[]): Promise<readonly CatalogType[]> {
+  const { rows } = await client.query<CatalogType>(
+    `with recursive used (oid) as (
+       select atttypid from pg_attribute where attrelid = any($1::oid[]) and attnum > 0 and not attisdropped
+       union
+       select x.oid from used join pg_type t on t.oid = used.oid
+         cross join lateral (
+           select t.typbasetype where t.typtype = 'd'
+           union all select t.typelem where t.typelem <> 0 and t.typlen = -1
+           union all select a.atttypid from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+           union all select r.rngsubtype from pg_range r where r.rngtypid = t.oid
+         ) x (oid)
+     )
+     select t.oid, n.nspname as schema, t.typname as name, t.typtype as kind, t.typbasetype as base, t.typtypmod as typmod,
+            t.typelem as element, t.typelem <> 0 and t.typlen = -1 as "isArray", t.typsend <> 0 and t.typreceive <> 0 as sends
+       from used join pg_type t on t.oid = used.oid join pg_namespace n on n.oid = t.typnamespace`,
+    [tables],
+  )
+  return rows
+}
+
+export type IndexRow = {
+  indrelid: number
+  indexrelid: number
+  name: string
+  schema: string
+  indisprimary: boolean
+  indimmediate: boolean
+  indisreplident: boolean
+  /** Neither partial nor over expressions. */
+  plain: boolean
+  /** Key columns only; 0 for an expression. */
+  columns: number[]
+}
+/** Unique and exclusion indexes that are valid. */
+export async function selectUniqueIndexes(
+  client: pg.ClientBase,
+  tables: readonly number[],
+): Promise<readonly IndexRow[]> {
+  const { rows } = await client.query<IndexRow>(
+    `select i.indrelid, i.indexrelid, c.relname as name, n.nspname as schema, i.indisprimary, i.indimmediate,
+            i.indisreplident, i.indisunique and i.indpred is null and i.indexprs is null as plain,
+            array(select k from unnest(i.indkey::int2[]) with ordinality u (k, at) where at <= i.indnkeyatts order by at) as columns
+       from pg_index i join pg_class c on c.oid = i.indexrelid join pg_namespace n on n.oid = c.relnamespace
+      where i.indrelid = any($1::oid[]) and (i.indisunique or i.indisexclusion) and i.indislive
+      order by i.indrelid, c.relname collate "C"`,
+    [tables],
+  )
+  return rows
+}
+
+/** As a number: 180004 is 18.4. */
+export async function serverVersion(client: pg.ClientBase): Promise<number> {
+  const { rows } = await client.query<{ version: number }>(
+    `select current_setting('server_version_num')::int as version`,
+  )
+  return rows[0]?.version ?? 0
+}

@@ -1,0 +1,112 @@
+import { createHash } from 'node:crypto'
+import type { Form } from '../../src/model.ts'
+import type { CatalogColumn, CatalogTable, CatalogType } from './schema.ts'
+
+/** Native forms by the type's oid; all other types travel as text. A domain is text: its input checks its constraints. */
+const forms: ReadonlyMap<number, Form> = new Map([
+  [16, 'bool'],
+  [17, 'bytes'],
+  [20, 'int64'],
+  [21, 'int16'],
+  [23, 'int32'],
+  [26, 'int64'],
+  [700, 'float32'],
+  [701, 'float64'],
+])
+export function formOf(typeOid: number): Form {
+  return forms.get(typeOid) ?? 'text'
+}
+
+/** The type whose binary form is a form's bytes; 25 (text) for text. Oid columns (26) are int64 in the log: the sink casts. */
+export function nativeOid(form: Form): number {
+  switch (form) {
+    case 'bool':
+      return 16
+    case 'bytes':
+      return 17
+    case 'int64':
+      return 20
+    case 'int16':
+      return 21
+    case 'int32':
+      return 23
+    case 'float32':
+      return 700
+    case 'float64':
+      return 701
+    case 'text':
+      return 25
+    default:
+      return form satisfies never
+  }
+}
+
+/**
+ * Formats of a whole table, best first. `binary:<hash>` only where the bytes of both ends mean the same; the hash is over
+ * names and types of the columns, so it differs wherever they do.
+ */
+export function bulkFormats(table: CatalogTable): readonly string[] {
+  const columns = table.columns.filter((column) => !column.generated)
+  if (columns.length === 0) return []
+  if (!columns.every((column) => column.binary)) return ['text']
+  const signature = createHash('sha256')
+  for (const column of columns) signature.update(`${JSON.stringify([column.name, column.type])}\n`)
+  return [`binary:${signature.digest('hex').slice(0, 16)}`, 'text']
+}
+
+/** First oid of objects that do not come with the server; below, a type is the same everywhere. */
+export const firstUserOid = 16384
+/** Types whose binary form is the oid of an object, which is another one at the other end (regproc … regcollation). */
+const objectOids: ReadonlySet<number> = new Set([24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191])
+
+/** Whether a type's binary form means the same at another server of any supported version. */
+export function isBinarySafe(type: CatalogType, typeOf: (oid: number) => CatalogType | undefined): boolean {
+  if (type.kind === 'd') {
+    const base = typeOf(type.base)
+    return base !== undefined && isBinarySafe(base, typeOf)
+  }
+  // An enum's binary form is its label.
+  if (type.kind === 'e') return true
+  if (type.oid >= firstUserOid || !type.sends || type.kind === 'c' || type.kind === 'p' || objectOids.has(type.oid))
+    return false
+  if (!type.isArray) return true
+  // An array carries the oid of its elements' type.
+  const element = typeOf(type.element)
+  return element !== undefined && element.oid < firstUserOid && isBinarySafe(element, typeOf)
+}
+
+/** Types whose equal values print alike, by oid: comparing and hashing the text is comparing and hashing the value. */
+const equalInBytes: ReadonlySet<number> = new Set([
+  16, 17, 18, 19, 20, 21, 23, 25, 26, 650, 774, 790, 829, 869, 1043, 1082, 1083, 1114, 1184, 1266, 1560, 1562, 2950,
+  3220, 5069,
+])
+const numeric = 1700
+const bpchar = 1042
+
+/** Whether equality of this column is equality of its text (H6). A domain is judged by what it is made of. */
+export function keyIsBytes(column: CatalogColumn): boolean {
+  if (column.collation?.deterministic === false) return false
+  if (column.base.kind === 'e') return true
+  // A declared scale or length pads every value to it.
+  if (column.base.oid === numeric || column.base.oid === bpchar) return column.baseTypmod >= 0
+  return equalInBytes.has(column.base.oid)
+}
+
+/** Output functions of types whose cast to text prints something else than a replication stream or COPY does. */
+const outputs: ReadonlyMap<number, string> = new Map([
+  [16, 'boolout'],
+  [18, 'charout'],
+  [869, 'inet_out'],
+  [1042, 'bpcharout'],
+])
+const xml = 142
+
+/** An expression for the text of a column as the server sends it; null for null. */
+export function textOf(column: CatalogColumn, quoted: string): string {
+  const output = outputs.get(column.base.oid)
+  if (output !== undefined) return `pg_catalog.textin(pg_catalog.${output}(${quoted}))`
+  // A user's type may have a cast of its own; concat asks the output function.
+  if (column.base.oid === xml || (column.base.oid >= firstUserOid && column.base.kind !== 'e'))
+    return `case when ${quoted} is not distinct from null then null else pg_catalog.concat(${quoted}) end`
+  return `${quoted}::pg_catalog.text`
+}
