@@ -1,11 +1,12 @@
 import type { ErrorCode, Facts } from './errors.ts'
+import type { TableState } from './snapshot/table-state.ts'
 
 export type Phase = 'starting' | 'copying' | 'streaming' | 'stopping' | 'stopped' | 'complete' | 'failed'
 /** Lag that is not proved by a watermark is `unknown`, never ok. `idle`: caught up, and nothing happens at the source. */
 export type Verdict = 'ok' | 'behind' | 'idle' | 'unknown' | 'failed'
 export type TableStatus = {
   readonly name: string
-  readonly state: 'waiting' | 'copying' | 'catching up' | 'live' | 'stopped'
+  readonly state: TableState
   readonly chunksDone: number
   /** 0: not planned yet. */
   readonly chunks: number
