@@ -8,21 +8,24 @@ import { promisify } from 'node:util'
 import type { FileLimits, FileResult } from './run-file.ts'
 
 let dir = ''
+let driver = ''
 before(async () => {
   dir = await mkdtemp(join(tmpdir(), 'crossfade-run-file-'))
+  driver = join(dir, 'driver.mjs')
+  const script = `import { runFile } from '${support('run-file.ts')}'
+    console.log(JSON.stringify(await runFile(process.argv[2], JSON.parse(process.argv[3]), process.env)))`
+  await writeFile(driver, script)
 })
 after(() => rm(dir, { recursive: true }))
 
 const support = (file: string): string => new URL(file, import.meta.url).href
 
 /** In a process of its own: node:test runs no tests from within a test. */
-async function runText(text: string): Promise<FileResult> {
+async function runText(text: string, testMs = 10_000): Promise<FileResult> {
   const file = join(dir, `${process.hrtime.bigint()}.test.ts`)
   await writeFile(file, `import { test, describe } from 'node:test'\n${text}`)
-  const limits: FileLimits = { testMs: 1_000, fileMs: 20_000, idleMs: 500, slowMs: 900, names: [] }
-  const script = `const { runFile } = await import(process.argv[1])
-    console.log(JSON.stringify(await runFile(process.argv[2], JSON.parse(process.argv[3]), process.env)))`
-  const args = ['--input-type=module', '-e', script, support('run-file.ts'), file, JSON.stringify(limits)]
+  const limits: FileLimits = { testMs, fileMs: 30_000, idleMs: 500, slowMs: 900, names: [] }
+  const args = [driver, file, JSON.stringify(limits)]
   const { stdout } = await promisify(execFile)(process.execPath, args, {
     env: { ...process.env, NODE_TEST_CONTEXT: undefined },
   })
