@@ -50,7 +50,7 @@ test('a failure bears its name, place and message', async () => {
 })
 
 test('a test that does not end fails at its limit', async () => {
-  const result = await runText(`test('stuck', () => new Promise((resolve) => setTimeout(resolve, 60_000)))`)
+  const result = await runText(`test('stuck', () => new Promise((resolve) => setTimeout(resolve, 60_000)))`, 500)
   assert.match(result.failures[0]?.text ?? '', /timed out/)
   assert.equal(result.failures[0]?.name, 'stuck')
 })
