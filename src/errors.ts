@@ -45,6 +45,8 @@ export type Facts = {
   /** The operator's next step, ready to copy where it is a command. Defaults to the code's own. */
   readonly next?: string
   readonly cause?: unknown
+  /** The single ones where several were found at once, such as every bad line of a file. */
+  readonly all?: readonly Facts[]
 }
 
 export type Code = { readonly policy: Policy; readonly exit: number; readonly meaning: string; readonly next: string }
