@@ -29,7 +29,7 @@ export async function registerTables(
   reader: TableReader,
   { partitions, chunkRows }: { readonly partitions: number; readonly chunkRows: number },
   signal: AbortSignal,
-): Promise<{ readonly all: readonly Registered[]; readonly fresh: readonly Registered[] }> {
+): Promise<readonly Registered[]> {
   const known = await registeredTables(store, signal)
   const byName = new Map(found.map((schema) => [tableName(schema.table), schema]))
   for (const { schema } of known) {
@@ -71,7 +71,7 @@ export async function registerTables(
     fresh.push({ schema, route, plan })
   }
   for (const table of fresh) await store.put(keyOf(table.schema), table, 0, signal)
-  return { all: [...known, ...fresh], fresh }
+  return [...known, ...fresh]
 }
 
 /** The next generation of a table's plan: its finished chunks no longer count. */

@@ -1,0 +1,140 @@
+import { controlTopic, schemasTopic } from './change-log/topics.ts'
+import type { ChangeLog, Topic } from './change-log/change-log.ts'
+import type { Finding, Sink, Snapshot, Source } from './connector.ts'
+import type { StateStore } from './coordinate/state-store.ts'
+import { asFailure, Failure } from './errors.ts'
+import { origin, tableName, type TableSchema } from './model.ts'
+import type { Parts } from './parts.ts'
+import { partitionsOf, registerTables, type Registered } from './registry.ts'
+
+export type Setup = {
+  readonly tables: readonly Registered[]
+  /** The snapshot that came with what the source keeps for us; only the first time, and only where something is to be copied. */
+  readonly snapshot: Snapshot | undefined
+}
+type SchemaStyle = 'dump' | 'tables' | 'none'
+
+/** Everything before the first byte is copied, in the order that loses nothing: tables recorded, topics, target tables, every table held (H9), and only
+ *  then the source told to keep changes. Each step may be repeated. */
+export async function setUp(
+  parts: Parts,
+  { source, sink, store, changeLog }: { source: Source; sink: Sink; store: StateStore; changeLog: ChangeLog },
+  signal: AbortSignal,
+): Promise<Setup> {
+  const { config, filter } = parts
+  const found = await source.tables(filter, signal)
+  if (found.length === 0) {
+    throw new Failure('TABLE_MISSING', {
+      object: config.tables.include.join(', '),
+      observed: 'no table of the source matches tables.include without tables.exclude',
+      needed: 'at least one table',
+    })
+  }
+  const reader = await source.reader('now', signal)
+  const limits = { partitions: config.log.partitions, chunkRows: config.snapshot.chunkRows }
+  const all = await registerTables(config.name, found, filter, store, reader, limits, signal)
+  await reader[Symbol.asyncDispose]()
+  await changeLog.open(topicsOf(config.name, all), signal)
+  const schemas = all.map(({ schema }) => schema)
+  await sink.prepare([], 'before', undefined, signal)
+  const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
+  const open = all.filter(({ schema }) => copies.get(tableName(schema.table))?.live !== true)
+  if (open.length > 0) await prepare(parts, { source, sink, store }, all, 'before', signal)
+  blockUnless(await sink.check(schemas, signal))
+  const copying = config.mode !== 'incremental'
+  for (const { schema, route } of open) {
+    if (copies.has(tableName(schema.table))) continue
+    const partitions = partitionsOf(route)
+    await sink.setCopy({ table: schema.table, partitions, snapshot: origin, live: !copying }, 0, signal)
+  }
+  const snapshot = await source.retain(schemas, signal)
+  if (copying) return { tables: all, snapshot }
+  await snapshot?.[Symbol.asyncDispose]()
+  return { tables: all, snapshot: undefined }
+}
+
+/** What slows a copy down and is made after it: the rest of the schema, where we make it, and counters. */
+export async function complete(
+  parts: Parts,
+  { source, sink, store }: { source: Source; sink: Sink; store: StateStore },
+  tables: readonly Registered[],
+  signal: AbortSignal,
+): Promise<void> {
+  await prepare(parts, { source, sink, store }, tables, 'after', signal)
+  if (source.counters && sink.advance) await sink.advance(await source.counters(parts.filter, signal), signal)
+}
+
+async function prepare(
+  parts: Parts,
+  { source, sink, store }: { source: Source; sink: Sink; store: StateStore },
+  tables: readonly Registered[],
+  phase: 'before' | 'after',
+  signal: AbortSignal,
+): Promise<void> {
+  const schemas = tables.map(({ schema }) => schema)
+  const style = await schemaStyle(parts, source, sink, store, schemas, signal)
+  const ddl = style === 'none' ? undefined : await source.ddl?.(schemas, style, signal)
+  await sink.prepare(schemas, phase, ddl, signal)
+}
+
+export function topicsOf(pipeline: string, tables: readonly Registered[]): readonly Topic[] {
+  const data = new Map(tables.map(({ route }) => [route.topic, route.partitions]))
+  return [
+    { name: controlTopic(pipeline), partitions: 1, cleanup: 'delete' },
+    { name: schemasTopic(pipeline), partitions: 1, cleanup: 'compact' },
+    ...[...data].map(([name, partitions]): Topic => ({ name, partitions, cleanup: 'delete' })),
+  ]
+}
+
+/** `auto` is decided once, before anything is written, and stored: after a crash half the tables are there. */
+async function schemaStyle(
+  { config, log }: Parts,
+  source: Source,
+  sink: Sink,
+  store: StateStore,
+  schemas: readonly TableSchema[],
+  signal: AbortSignal,
+): Promise<SchemaStyle> {
+  const decided = await store.get('schema-style', signal)
+  if (decided !== undefined) return decided.value as SchemaStyle
+  const style = config.snapshot.schema === 'auto' ? await automatic() : config.snapshot.schema
+  await store.put('schema-style', style, 0, signal)
+  return style
+
+  async function automatic(): Promise<SchemaStyle> {
+    const present = new Set((await sink.present(schemas, signal)).map(tableName))
+    if (present.size === schemas.length) return 'none'
+    if (present.size > 0) {
+      const missing = schemas.map(({ table }) => tableName(table)).filter((name) => !present.has(name))
+      throw new Failure('TARGET_SHAPE', {
+        object: missing.slice(0, 5).join(', '),
+        observed: `${missing.length} of ${schemas.length} tables are missing at the target, the others are there`,
+        needed: 'all of them or none',
+        next: 'Create the missing ones, or drop the others, or say snapshot.schema: none, dump or tables',
+      })
+    }
+    if (source.ddl === undefined || config.mode === 'incremental') return 'none'
+    try {
+      await source.ddl(schemas, 'dump', signal)
+      return 'dump'
+    } catch (error) {
+      const failure = asFailure(error)
+      if (failure.code !== 'UNSUPPORTED') throw failure
+      log.info({ why: failure.facts.observed }, 'the schema is copied by its tables, not by a dump')
+      return 'tables'
+    }
+  }
+}
+
+/** CHECK_FAILED with every blocker. */
+export function blockUnless(findings: readonly Finding[]): void {
+  const blockers = findings.filter(({ level }) => level === 'blocker')
+  if (blockers.length === 0) return
+  throw new Failure('CHECK_FAILED', {
+    object: blockers.map(({ id }) => id).join(', '),
+    observed: blockers.map(({ observed }) => observed).join('; '),
+    needed: blockers.map(({ needed }) => needed).join('; '),
+    effect: 'nothing was started',
+    next: blockers.flatMap(({ remedy }) => remedy ?? []).join('\n'),
+  })
+}
