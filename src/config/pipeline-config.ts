@@ -1,4 +1,5 @@
 import * as z from 'zod'
+import { parsePattern } from './table-pattern.ts'
 
 /** A database: which connector, and the rest of its mapping as the file has it, which only that connector understands. */
 export type Endpoint = { readonly type: string; readonly [key: string]: unknown }
@@ -74,6 +75,8 @@ const size = (least: number, most: number) =>
     })
     .meta({ range: `${formatSize(least)} to ${formatSize(most)}` })
 const count = (least: number, most: number) => z.int().min(least).max(most)
+const patterns = () =>
+  z.array(z.string().refine((pattern) => parsePattern(pattern) !== undefined, { error: 'expected schema.table' }))
 const text = () => z.string().min(1, { error: 'must not be empty' })
 const endpoint = (description: string) =>
   z.looseObject({ type: text().meta({ description: 'The connector.' }) }).meta({ description })
@@ -145,10 +148,10 @@ const definition = z
     state: endpoint('Database for leases, tasks and journal; default: the target.').optional(),
     tables: z
       .strictObject({
-        include: z.array(text()).min(1, { error: 'needs at least one pattern' }).default(['*.*']).meta({
+        include: patterns().min(1, { error: 'needs at least one pattern' }).default(['*.*']).meta({
           description: 'Patterns `schema.table` with `*` and `?`; `*.*` is every user table.',
         }),
-        exclude: z.array(text()).default([]).meta({ description: 'Patterns of tables to leave out; they win.' }),
+        exclude: patterns().default([]).meta({ description: 'Patterns of tables to leave out; they win.' }),
       })
       .prefault({})
       .meta({ description: 'Tables of the pipeline.' }),
