@@ -1,0 +1,148 @@
+/** Decimal text to floats and back, to the bit, as PostgreSQL-like sources print them: shortest digits, `NaN`, `Infinity`, `-Infinity`, `-0`. */
+
+/** Where `parseFloat64` and `parseFloat32` leave the value. */
+export const float: Float64Array = new Float64Array(1)
+const floatWords = new Int32Array(float.buffer)
+const single = new Float32Array(1)
+const singleBits = new Int32Array(single.buffer)
+const powers = Float64Array.from({ length: 23 }, (_, i) => Number(`1e${i}`))
+/** Digits without their point as a number, and the power of ten they are to be multiplied with. */
+let mantissa = 0
+let scale = 0
+let negative = false
+
+/** False if the text is none, or does not fit. */
+export function parseFloat64(bytes: Buffer, start: number, end: number): boolean {
+  if (!scan(bytes, start, end)) return special(bytes, start, end)
+  const value = magnitude(bytes, start, end)
+  if (value === Infinity || (value === 0 && mantissa !== 0)) return false
+  float[0] = negative ? -value : value
+  return true
+}
+
+/** The same for 32 bits, rounded once: the nearest double may lie exactly between two floats where the text does not. */
+export function parseFloat32(bytes: Buffer, start: number, end: number): boolean {
+  if (!scan(bytes, start, end)) return special(bytes, start, end)
+  const value = magnitude(bytes, start, end)
+  let rounded = Math.fround(value)
+  if (rounded !== value) {
+    float[0] = value
+    if (((floatWords[0] as number) & 0x0fffffff) === 0) rounded = between(bytes, start, end, value, rounded)
+  }
+  if (rounded === Infinity || (rounded === 0 && mantissa !== 0)) return false
+  float[0] = negative ? -rounded : rounded
+  return true
+}
+
+/** Reads sign, digits, point and exponent; false if there is anything else. */
+function scan(bytes: Buffer, start: number, end: number): boolean {
+  let at = start
+  negative = bytes[at] === 0x2d
+  if (negative) at++
+  mantissa = 0
+  scale = 0
+  let digits = 0
+  let point = false
+  for (; at < end; at++) {
+    const digit = (bytes[at] as number) - 48
+    if (digit >= 0 && digit <= 9) {
+      mantissa = mantissa * 10 + digit
+      digits++
+      if (point) scale--
+    } else if (digit === -2 && !point) point = true
+    else break
+  }
+  if (digits === 0) return false
+  if (at === end) return true
+  if (((bytes[at] as number) | 0x20) !== 0x65) return false
+  at++
+  const minus = bytes[at] === 0x2d
+  if (minus || bytes[at] === 0x2b) at++
+  if (at >= end || end - at > 5) return false
+  let exponent = 0
+  for (; at < end; at++) {
+    const digit = (bytes[at] as number) - 48
+    if (digit < 0 || digit > 9) return false
+    exponent = exponent * 10 + digit
+  }
+  scale += minus ? -exponent : exponent
+  return true
+}
+
+/** One operation on two exact doubles is rounded correctly; all else is the engine's work. */
+function magnitude(bytes: Buffer, start: number, end: number): number {
+  if (mantissa <= 9007199254740991) {
+    if (scale === 0) return mantissa
+    if (scale < 0 && scale >= -22) return mantissa / (powers[-scale] as number)
+    if (scale > 0 && scale <= 22) return mantissa * (powers[scale] as number)
+  }
+  return Number(bytes.toString('latin1', negative ? start + 1 : start, end))
+}
+
+function special(bytes: Buffer, start: number, end: number): boolean {
+  if (end - start > 9) return false
+  const text = bytes.toString('latin1', start, end)
+  if (text === 'NaN') float[0] = Number.NaN
+  else if (text === 'Infinity') float[0] = Infinity
+  else if (text === '-Infinity') float[0] = -Infinity
+  else return false
+  return true
+}
+
+/** The float nearest to the text, when its nearest double may be the middle of two floats. */
+function between(bytes: Buffer, start: number, end: number, value: number, rounded: number): number {
+  single[0] = rounded
+  singleBits[0] = (singleBits[0] as number) + (rounded < value ? 1 : -1)
+  const other = single[0]
+  if (Math.abs(other - value) !== Math.abs(rounded - value)) return rounded
+  const side = compareDecimal(bytes.toString('latin1', negative ? start + 1 : start, end), value)
+  if (side === 0) return rounded
+  return side > 0 ? Math.max(other, rounded) : Math.min(other, rounded)
+}
+
+/** Sign of (decimal text - double), both positive, by whole numbers. */
+function compareDecimal(text: string, value: number): number {
+  const digits = /^(\d*)\.?(\d*)/.exec(text)
+  let left = BigInt(`${digits?.[1] ?? ''}${digits?.[2] ?? ''}`)
+  let right = 1n
+  if (scale > 0) left *= 10n ** BigInt(scale)
+  else right *= 10n ** BigInt(-scale)
+  let exponent = 0
+  let whole = value
+  while (!Number.isInteger(whole)) {
+    whole *= 2
+    exponent++
+  }
+  left <<= BigInt(exponent)
+  right *= BigInt(whole)
+  return left < right ? -1 : left > right ? 1 : 0
+}
+
+/** Shortest digits that read back to the same bits. */
+export function printFloat(value: number, bits: 32 | 64): string {
+  if (Number.isNaN(value)) return 'NaN'
+  if (!Number.isFinite(value)) return value > 0 ? 'Infinity' : '-Infinity'
+  if (value === 0) return Object.is(value, -0) ? '-0' : '0'
+  const [digits, exponent] = shortest(Math.abs(value), bits)
+  const sign = value < 0 ? '-' : ''
+  if (exponent < -4 || exponent >= (bits === 64 ? 15 : 6)) {
+    const tail = digits.length > 1 ? `.${digits.slice(1)}` : ''
+    const size = String(Math.abs(exponent)).padStart(2, '0')
+    return `${sign}${digits[0]}${tail}e${exponent < 0 ? '-' : '+'}${size}`
+  }
+  if (exponent < 0) return `${sign}0.${'0'.repeat(-exponent - 1)}${digits}`
+  if (digits.length <= exponent + 1) return sign + digits.padEnd(exponent + 1, '0')
+  return `${sign}${digits.slice(0, exponent + 1)}.${digits.slice(exponent + 1)}`
+}
+
+function shortest(value: number, bits: 32 | 64): [digits: string, exponent: number] {
+  let text = value.toExponential()
+  if (bits === 32)
+    for (let places = 0; places < 9; places++) {
+      text = value.toExponential(places)
+      const bytes = Buffer.from(text)
+      if (parseFloat32(bytes, 0, bytes.length) && float[0] === value) break
+    }
+  const [head = '', exponent] = text.split('e')
+  return [head.replace('.', '').replace(/0+$/, '') || '0', Number(exponent)]
+}
