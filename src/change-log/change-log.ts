@@ -1,5 +1,11 @@
 import type { Offset, TopicPartition } from '../model.ts'
-export type Topic = { readonly name: string; readonly partitions: number; readonly cleanup: 'delete' | 'compact' }
+/** `id`: the one recorded when it was made, if it is known. */
+export type Topic = {
+  readonly name: string
+  readonly partitions: number
+  readonly cleanup: 'delete' | 'compact'
+  readonly id?: string
+}
 /** One record batch without producer id, sequence and CRC, which the log stamps. Not reused before `append` settles. */
 export type EncodedBatch = TopicPartition & { readonly bytes: Uint8Array; readonly count: number }
 /** Records of one partition, decompressed and checked, as positions in `bytes`: 4 bounds a record (key start, end, value start, end; start -1: null).
@@ -15,6 +21,8 @@ export type FetchedBatch = TopicPartition & {
 export interface ChangeLog extends AsyncDisposable {
   /** Creates what is missing; TOPIC_MISMATCH if one exists with other partitions or settings, or is not the one we made. */
   open(topics: readonly Topic[], signal: AbortSignal): Promise<void>
+  /** What names each of these topics for ever: another id under the same name is another topic. */
+  topicIds(topics: readonly string[], signal: AbortSignal): Promise<ReadonlyMap<string, string>>
   /** Resolves when all are on all in-sync replicas. At most one batch a partition, one call at a time; identical bytes are resent until `signal` aborts. */
   append(round: readonly EncodedBatch[], signal: AbortSignal): Promise<readonly Offset[]>
   /** One pull: waits up to `maxWait` ms for data in any of `from`, also when `from` is empty. Lanes call it side by side and never wait for each other's pull. No state: not asking is pausing. LOG_GAP if an offset is not in the log. */

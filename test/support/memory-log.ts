@@ -94,11 +94,14 @@ export function memoryLog(options: MemoryLogOptions = {}): MemoryLog {
         }
       }
     },
-    topicIds(names, signal) {
+    async topicIds(names, signal) {
       check(signal)
-      return Promise.resolve(
-        new Map(names.flatMap((name) => [...(topics.has(name) ? [[name, topics.get(name)?.id ?? ''] as const] : [])])),
-      )
+      const ids = new Map<string, string>()
+      for (const name of names) {
+        const topic = topics.get(name)
+        if (topic !== undefined) ids.set(name, topic.id)
+      }
+      return ids
     },
     async append(round, signal) {
       check(signal)
