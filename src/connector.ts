@@ -68,6 +68,13 @@ export interface ChangeStream extends AsyncIterable<SourceEvent>, AsyncDisposabl
   ack(position: Position): void
 }
 export type Ddl = { readonly dialect: string; readonly content: Uint8Array; readonly notCopied: readonly string[] }
+/** `position`: at or after every commit visible before the call. Bytes kept for us under the name `slot`, and until they would be lost. */
+export type Health = {
+  readonly position: Position
+  readonly slot?: string
+  readonly retainedBytes?: number
+  readonly safeBytes?: number
+}
 /** Changes come from here. Nothing retries inside: after a rejection the core disposes of it and opens a new one. */
 export interface Source extends AsyncDisposable {
   check(filter: TableFilter, signal: AbortSignal): Promise<readonly Finding[]>
@@ -81,10 +88,7 @@ export interface Source extends AsyncDisposable {
   changes(after: Position, signal: AbortSignal): Promise<ChangeStream>
   /** Writes a message into the source's log: heartbeat, and proof that a fence has been passed. */
   emit(prefix: string, content: Uint8Array, signal: AbortSignal): Promise<void>
-  /** `position`: at or after every commit visible before the call. Bytes kept for us, and until they would be lost. */
-  health(
-    signal: AbortSignal,
-  ): Promise<{ readonly position: Position; readonly retainedBytes?: number; readonly safeBytes?: number }>
+  health(signal: AbortSignal): Promise<Health>
   /** Resolves once a new reader sees every commit up to `position`. */
   visible(position: Position, signal: AbortSignal): Promise<void>
   /** The source's own DDL for `before` and `after`, for a sink of the same dialect; the core passes it on unread. UNSUPPORTED where `style` needs tools that are not there. */

@@ -39,7 +39,7 @@ export async function partsOf(config: PipelineConfig, connectors: Connectors, lo
     filter: tableFilter(config.tables.include, config.tables.exclude),
     async store(signal) {
       if (state.connector.openStore === undefined) throw lacks('state store', state.connector)
-      return within(await state.connector.openStore(state.options, context, signal), `${config.name}/`)
+      return await state.connector.openStore(state.options, context, signal)
     },
     async source(store, signal) {
       if (from.connector.openSource === undefined) throw lacks('source', from.connector)
@@ -53,16 +53,5 @@ export async function partsOf(config: PipelineConfig, connectors: Connectors, lo
       if (config.log.type === 'embedded') return await openEmbeddedLog(join(config.log.dir, config.name), signal)
       return await openKafkaLog({ ...config.log, clientId: `crossfade-${config.name}` }, log, signal)
     },
-  }
-}
-
-/** One pipeline's own keys of a store that several share. */
-function within(store: StateStore, prefix: string): StateStore {
-  return {
-    get: (key, signal) => store.get(prefix + key, signal),
-    put: (key, value, expected, signal) => store.put(prefix + key, value, expected, signal),
-    list: async (start, signal) =>
-      (await store.list(prefix + start, signal)).map((entry) => ({ ...entry, key: entry.key.slice(prefix.length) })),
-    [Symbol.asyncDispose]: () => store[Symbol.asyncDispose](),
   }
 }

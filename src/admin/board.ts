@@ -1,3 +1,4 @@
+import type { Health } from '../connector.ts'
 import type { Checkpoint, Chunk, Offset, Position, TableCopy, TableSchema } from '../model.ts'
 import { partitionName, tableName } from '../model.ts'
 import type { Failure } from '../errors.ts'
@@ -9,7 +10,7 @@ import type { WatermarkTrail } from './lag.ts'
 
 export type Copies = readonly (TableCopy & { readonly done: readonly Chunk['id'][] })[]
 export type Observed = {
-  readonly health?: { readonly position: Position; readonly retainedBytes?: number; readonly safeBytes?: number }
+  readonly health?: Health
   readonly checkpoints?: readonly Checkpoint[]
   readonly copies?: Copies
   /** True ends of the data partitions. */
@@ -20,8 +21,6 @@ export interface Board {
   phase: Phase
   plan(tables: readonly Registered[]): void
   copied(table: TableSchema, bytes: number, rows: number): void
-  read(changes: number): void
-  applied(changes: number): void
   observe(observed: Observed): void
   /** Replaced by the next, cleared by `undefined`. */
   failure: { readonly failure: Failure; readonly retrying: boolean } | undefined
@@ -32,27 +31,20 @@ export interface Board {
 const keepingUp = 5
 const windowMs = 5000
 
+type Sample = { readonly at: number; readonly read: number; readonly applied: number }
 type Tally = { rows: bigint; bytes: bigint; readonly estimated: number; readonly table: Registered }
 
-export function statusBoard(
-  pipeline: string,
-  slot: string | null,
-  trail: WatermarkTrail,
-  now: () => number = Date.now,
-): Board {
+export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => number = Date.now): Board {
   const tallies = new Map<string, Tally>()
   let seen: Observed = {}
-  let read = 0n
-  let applied = 0n
-  const samples: { readonly at: number; readonly read: bigint; readonly applied: bigint }[] = []
+  /** Records in the log, and applied, by time: nothing is counted on the way of the data. */
+  const samples: Sample[] = []
+  let began: Sample | undefined
   const rates = (): { read: number; applied: number } => {
-    const at = now()
-    samples.push({ at, read, applied })
-    while (samples.length > 2 && at - (samples[0]?.at ?? at) > windowMs) samples.shift()
-    const oldest = samples[0]
-    const seconds = oldest === undefined ? 0 : (at - oldest.at) / 1000
-    if (oldest === undefined || seconds <= 0) return { read: 0, applied: 0 }
-    return { read: Number(read - oldest.read) / seconds, applied: Number(applied - oldest.applied) / seconds }
+    const [oldest, newest] = [samples[0], samples.at(-1)]
+    const seconds = oldest === undefined || newest === undefined ? 0 : (newest.at - oldest.at) / 1000
+    if (oldest === undefined || newest === undefined || seconds <= 0) return { read: 0, applied: 0 }
+    return { read: (newest.read - oldest.read) / seconds, applied: (newest.applied - oldest.applied) / seconds }
   }
   const tableStatus = (tally: Tally, stopped: boolean): TableStatus => {
     const { schema, route, plan } = tally.table
@@ -102,14 +94,14 @@ export function statusBoard(
       tally.bytes += BigInt(bytes)
       tally.rows += BigInt(rows)
     },
-    read(changes) {
-      read += BigInt(changes)
-    },
-    applied(changes) {
-      applied += BigInt(changes)
-    },
     observe(observed) {
       seen = { ...seen, ...observed }
+      if (observed.ends === undefined || observed.checkpoints === undefined) return
+      const at = now()
+      const sample = { at, read: total(observed.ends), applied: total(observed.checkpoints) }
+      began ??= sample
+      samples.push(sample)
+      while (samples.length > 2 && at - (samples[0]?.at ?? at) > windowMs) samples.shift()
     },
     status() {
       const proof = seen.checkpoints === undefined ? undefined : trail.applied(seen.checkpoints)
@@ -130,7 +122,7 @@ export function statusBoard(
         verdict: verdict(stopped, seconds, pace.read),
         source: {
           position: seen.health?.position ?? null,
-          slot,
+          slot: seen.health?.slot ?? null,
           retainedBytes: bytesOf(seen.health?.retainedBytes),
           safeWalBytes: bytesOf(seen.health?.safeBytes),
         },
@@ -141,7 +133,10 @@ export function statusBoard(
         error: this.failure
           ? { code: this.failure.failure.code, facts: this.failure.failure.facts, retrying: this.failure.retrying }
           : null,
-        totals: { read, applied },
+        totals: {
+          read: BigInt((samples.at(-1)?.read ?? 0) - (began?.read ?? 0)),
+          applied: BigInt((samples.at(-1)?.applied ?? 0) - (began?.applied ?? 0)),
+        },
       }
     },
   }
@@ -152,6 +147,10 @@ function verdict(stopped: boolean, seconds: number | null, read: number): Verdic
   if (seconds === null) return 'unknown'
   if (seconds > keepingUp) return 'behind'
   return read > 0 ? 'ok' : 'idle'
+}
+
+function total(offsets: readonly Offset[]): number {
+  return offsets.reduce((sum, { offset }) => sum + offset, 0)
 }
 
 function bytesOf(count: number | undefined): bigint | null {

@@ -1,0 +1,326 @@
+import { hostname } from 'node:os'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { applyLane } from './apply/apply.ts'
+import { createBatcher, type Batcher } from './apply/batcher.ts'
+import { statusBoard, type Board } from './admin/board.ts'
+import { watermarkTrail, type WatermarkTrail } from './admin/lag.ts'
+import { schemaReader } from './avro/schema-ids.ts'
+import { capture, readTail } from './capture/capture.ts'
+import { followWatermarks } from './capture/follow.ts'
+import { createPublisher } from './capture/publisher.ts'
+import type { ChangeLog } from './change-log/change-log.ts'
+import { partitionBudget, routes, schemasTopic } from './change-log/topics.ts'
+import type { PipelineConfig } from './config/pipeline-config.ts'
+import { heartbeatPrefix, type Finding, type Sink, type Snapshot, type Source } from './connector.ts'
+import { leases, type Leases } from './coordinate/lease.ts'
+import { memoryStore, type StateStore } from './coordinate/state-store.ts'
+import { asFailure, codes, Failure } from './errors.ts'
+import type { Logger } from './logger.ts'
+import { tableName, type Position, type TableSchema, type TopicPartition } from './model.ts'
+import { partsOf, type Connectors, type Parts } from './parts.ts'
+import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'
+import { blockUnless, complete, setUp } from './setup.ts'
+import { copyRound } from './snapshot/copy.ts'
+import { taskGroup } from './task-group.ts'
+import type { Status } from './status.ts'
+
+/** Milliseconds a lease lives without renewal: as long does a successor wait for a worker that was killed. */
+const ttl = 6000
+const heartbeatEvery = 1000
+const sampleEvery = 500
+const maxWait = 500
+const roundBytes = 4 * 2 ** 20
+const batchBytes = 2 ** 20
+
+export type Controls = {
+  /** Finish what is in hand, then end. */
+  readonly stop: AbortSignal
+  /** End at once. */
+  readonly signal: AbortSignal
+  readonly watch: (status: Status) => void
+}
+
+/** Runs one pipeline: set up, then capture, lanes, heartbeat and copy side by side. Resolves `complete` when a `full` pipeline has its consistent
+ *  copy, `stopped` after `stop`; rejects with the first failure that no retry can help, when all tasks have ended. */
+export async function runPipeline(
+  config: PipelineConfig,
+  connectors: Connectors,
+  log: Logger,
+  { stop, signal, watch }: Controls,
+): Promise<'complete' | 'stopped'> {
+  const parts = await partsOf(config, connectors, log)
+  const trail = watermarkTrail()
+  const board = statusBoard(config.name, trail)
+  const tasks = taskGroup(log, {
+    stop,
+    signal,
+    onTrouble: (failure) => (board.failure = failure && { failure, retrying: true }),
+  })
+  try {
+    await using store = await parts.store(signal)
+    if ((await store.get('complete', signal)) !== undefined) return 'complete'
+    await using changeLog = await parts.changeLog(signal)
+    await using source = await parts.source(store, signal)
+    await using sink = await parts.sink(signal)
+    blockUnless(await source.check(parts.filter, signal))
+    const setup = await setUp(parts, { source, sink, store, changeLog }, signal)
+    board.plan(setup.tables)
+    const run: Run = {
+      parts,
+      store,
+      changeLog,
+      sink,
+      trail,
+      board,
+      tables: setup.tables,
+      partitions: setup.tables.flatMap(({ route }) => partitionsOf(route)),
+      leases: leases(store, `${hostname()}/${process.pid}`),
+      batchers: new Map(),
+      halt: tasks.halt,
+    }
+    let copied = false
+    tasks.start('capture', (signal) => captureTask(run, signal))
+    tasks.start('watermarks', (signal) =>
+      followWatermarks(changeLog, config.name, trail.add, AbortSignal.any([signal, tasks.halt])),
+    )
+    tasks.start('heartbeat', (signal) => heartbeatTask(run, signal))
+    tasks.start('status', (signal) => statusTask(run, watch, signal))
+    share(run.partitions, config.apply.lanes).forEach((mine, i) =>
+      tasks.start(`lane ${i}`, (signal) => laneTask(run, i, mine, signal)),
+    )
+    let first = setup.snapshot
+    tasks.start('copy', async (signal) => {
+      if (config.mode !== 'incremental') {
+        board.phase = 'copying'
+        const given = first
+        first = undefined
+        copied = await copyTask(run, given === undefined ? undefined : { source, snapshot: given }, signal)
+        if (!copied) return
+      }
+      if (config.mode === 'full') tasks.end()
+      else board.phase = 'streaming'
+    })
+    await tasks.ended()
+    if (config.mode !== 'full' || !copied) {
+      board.phase = 'stopped'
+      return 'stopped'
+    }
+    await source.release(signal)
+    await store.put('complete', { tables: setup.tables.length }, 0, signal)
+    board.phase = 'complete'
+    return 'complete'
+  } catch (error) {
+    board.phase = 'failed'
+    board.failure = { failure: asFailure(error), retrying: false }
+    throw error
+  } finally {
+    watch(board.status())
+  }
+}
+
+type Run = {
+  readonly parts: Parts
+  readonly store: StateStore
+  readonly changeLog: ChangeLog
+  readonly sink: Sink
+  readonly trail: WatermarkTrail
+  readonly board: Board
+  readonly tables: readonly Registered[]
+  readonly partitions: readonly TopicPartition[]
+  readonly leases: Leases
+  /** By lane; each knows which checkpoints are its own. */
+  readonly batchers: Map<number, Batcher>
+  readonly halt: AbortSignal
+}
+
+async function captureTask(
+  { parts, store, changeLog, tables, partitions, leases, halt }: Run,
+  signal: AbortSignal,
+): Promise<void> {
+  const { name, startAt } = parts.config
+  await using source = await parts.source(store, signal)
+  await using lease = await leases.acquire('capture', ttl, AbortSignal.any([signal, halt]))
+  const held = AbortSignal.any([lease.signal, signal])
+  const tail = await readTail(changeLog, name, held)
+  const routes = new Map(tables.map(({ schema, route }) => [tableName(schema.table), route]))
+  const publisher = createPublisher({
+    pipeline: name,
+    epoch: Math.max(lease.epoch, tail.epoch + 1),
+    route: (table) => routes.get(tableName(table)),
+    partitions,
+    ends: await changeLog.ends(partitions, held),
+    clock: () => performance.now(),
+    limits: { roundBytes, batchBytes },
+    compress: parts.config.log.type === 'kafka',
+  })
+  const after = tail.watermark?.position ?? ((startAt ?? '') as Position)
+  await capture(source, changeLog, publisher, after, { signal: held }, halt)
+}
+
+/** One lane with the partitions that are its own; claimed anew each time it starts. */
+async function laneTask(run: Run, index: number, mine: readonly TopicPartition[], signal: AbortSignal): Promise<void> {
+  const { parts, changeLog, batchers, halt } = run
+  const { batchRows, batchBytes } = parts.config.apply
+  await using sink = await parts.sink(signal)
+  await using lane = await sink.lane(signal)
+  const schemas = schemaReader(changeLog, schemasTopic(parts.config.name))
+  const batcher = createBatcher(await lane.claim(mine, 0, signal), schemas, { batchRows, batchBytes })
+  batchers.set(index, batcher)
+  try {
+    await applyLane(changeLog, lane, batcher, schemas, maxWait, halt, signal)
+  } finally {
+    batchers.delete(index)
+  }
+}
+
+async function copyTask(
+  run: Run,
+  first: { readonly source: Source; readonly snapshot: Snapshot } | undefined,
+  signal: AbortSignal,
+): Promise<boolean> {
+  const { parts, store, sink, trail, board, leases, halt } = run
+  const own = first === undefined ? await parts.source(store, signal) : undefined
+  const source = own ?? first?.source
+  if (source === undefined) throw new Failure('BUG', { observed: 'a copy without a source' })
+  await using _ = { [Symbol.asyncDispose]: async () => await own?.[Symbol.asyncDispose]() }
+  await using lease = await leases.acquire('copy', ttl, AbortSignal.any([signal, halt]))
+  const held = AbortSignal.any([lease.signal, signal])
+  const tables = async (): Promise<readonly Registered[]> => {
+    const now = await registeredTables(store, held)
+    board.plan(now)
+    return now
+  }
+  return await copyRound(
+    {
+      source,
+      sink,
+      leases,
+      tables: async () =>
+        (await tables()).map(({ schema, route, plan }) => ({ schema, partitions: partitionsOf(route), plan })),
+      startOver: async ({ table }) => {
+        const stored = run.tables.find(({ schema }) => tableName(schema.table) === tableName(table))
+        if (stored !== undefined) await startOver(store, stored.schema, held)
+      },
+      parallel: parts.config.snapshot.parallel,
+      ttl,
+      keepHeld: parts.config.mode === 'full',
+      stands: async (partitions, position, signal) => {
+        const offsets = partitions.map((at) => ({ ...at, offset: 0 }))
+        while (!trail.stands(offsets, await sink.checkpoints(signal), position)) {
+          await sleep(200, undefined, { signal: AbortSignal.any([signal, halt]) })
+        }
+      },
+      complete: async (signal) => await complete(parts, { source, sink, store }, run.tables, signal),
+      moved: async () => await refresh(run, held),
+      seen: (table, bytes, rows) => board.copied(table, bytes, rows),
+    },
+    first?.snapshot,
+    { ...lease, epoch: lease.epoch, signal: held },
+    halt,
+  )
+}
+
+/** Asks for a watermark about once a second, and for the source's health. */
+async function heartbeatTask({ parts, store, board, halt }: Run, signal: AbortSignal): Promise<void> {
+  await using source = await parts.source(store, signal)
+  while (!halt.aborted) {
+    await source.emit(heartbeatPrefix, new Uint8Array(), signal)
+    board.observe({ health: await source.health(signal) })
+    await sleep(heartbeatEvery, undefined, { signal: halt })
+  }
+}
+
+async function refresh({ sink, batchers }: Pick<Run, 'sink' | 'batchers'>, signal: AbortSignal): Promise<void> {
+  const checkpoints = await sink.checkpoints(signal)
+  for (const batcher of batchers.values()) batcher.resume(checkpoints)
+}
+
+/** Looks at both ends of the log, tells the lanes of holds that others moved, and shows what it saw. */
+async function statusTask(run: Run, watch: (status: Status) => void, signal: AbortSignal): Promise<void> {
+  const { sink, changeLog, board, partitions, batchers, halt } = run
+  for (let round = 0; !halt.aborted; round++) {
+    if (round % 2 === 0) {
+      const [checkpoints, ends] = await Promise.all([sink.checkpoints(signal), changeLog.ends(partitions, signal)])
+      for (const batcher of batchers.values()) batcher.resume(checkpoints)
+      board.observe({ checkpoints, ends })
+      if (board.phase !== 'streaming' || round % 20 === 0) board.observe({ copies: await sink.copies(signal) })
+    }
+    watch(board.status())
+    await sleep(sampleEvery, undefined, { signal: halt })
+  }
+}
+
+/** Partitions to lanes in turn, so that each table's are spread. */
+function share(partitions: readonly TopicPartition[], lanes: number): readonly (readonly TopicPartition[])[] {
+  const shares = Array.from({ length: Math.min(lanes, partitions.length) }, (): TopicPartition[] => [])
+  partitions.forEach((at, i) => shares[i % shares.length]?.push(at))
+  return shares
+}
+
+/** The preflight, over everything that can be asked without writing. A server that does not answer is a finding too. */
+export async function checkPipeline(
+  config: PipelineConfig,
+  connectors: Connectors,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<readonly Finding[]> {
+  const parts = await partsOf(config, connectors, log)
+  const findings: Finding[] = []
+  const ask = async (id: string, question: () => Promise<readonly Finding[]>): Promise<void> => {
+    try {
+      findings.push(...(await question()))
+    } catch (error) {
+      const { code, facts, message, next } = described(error)
+      findings.push({
+        id,
+        level: 'blocker',
+        observed: `${code}: ${facts.observed ?? message}`,
+        needed: facts.needed ?? 'an answer',
+        remedy: next,
+      })
+    }
+  }
+  let tables: readonly TableSchema[] = []
+  await ask('source', async () => {
+    await using source = await parts.source(memoryStore(), signal)
+    const found = await source.check(parts.filter, signal)
+    tables = await source.tables(parts.filter, signal)
+    return found
+  })
+  await ask('target', async () => {
+    await using sink = await parts.sink(signal)
+    return await sink.check(tables, signal)
+  })
+  await ask('log', async () => {
+    await using _ = await parts.changeLog(signal)
+    const estimated = tables.map((schema) => ({ schema, estimatedRows: Number.MAX_SAFE_INTEGER }))
+    const planned = routes(config.name, estimated, config.log.partitions)
+    const brokers = config.log.type === 'kafka' ? config.log.brokers.length : 1
+    return [partitionBudget(planned, brokers, config.log.type === 'kafka' ? config.log.replication : 1)]
+  })
+  return findings
+}
+
+function described(error: unknown): Failure & { readonly next: string } {
+  const failure = asFailure(error)
+  return Object.assign(failure, { next: failure.facts.next ?? codes[failure.code].next })
+}
+
+/** What can be known without the pipeline's process: state store, target and source are read, and nothing about lag is proved. */
+export async function readStatus(
+  config: PipelineConfig,
+  connectors: Connectors,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<Status> {
+  const parts = await partsOf(config, connectors, log)
+  const board = statusBoard(config.name, watermarkTrail())
+  await using store = await parts.store(signal)
+  await using sink = await parts.sink(signal)
+  await using source = await parts.source(store, signal)
+  board.plan(await registeredTables(store, signal))
+  board.phase = (await store.get('complete', signal)) === undefined ? 'stopped' : 'complete'
+  board.observe({ copies: await sink.copies(signal), checkpoints: await sink.checkpoints(signal) })
+  board.observe({ health: await source.health(signal) })
+  return board.status()
+}
