@@ -139,6 +139,7 @@ export function address(config: PostgresConfig): string {
 
 /** Settings every session of ours runs under: what a value prints as and reads as must not depend on a server's or role's defaults. */
 const pinned: Readonly<Record<string, string>> = {
+  client_encoding: 'UTF8',
   timezone: 'UTC',
   datestyle: 'ISO, YMD',
   intervalstyle: 'postgres',
@@ -176,7 +177,6 @@ export function clientConfig(config: PostgresConfig, options: SessionOptions): p
     ...(config.password === undefined ? {} : { password: config.password }),
     ssl: config.tls ? ssl(config.tls) : false,
     enableChannelBinding: config.tls !== undefined,
-    client_encoding: 'UTF8',
     application_name: cut(name, 63),
     connectionTimeoutMillis: connectionTimeoutMs,
     keepAlive: true,

@@ -170,3 +170,48 @@ export async function serverVersion(client: pg.ClientBase): Promise<number> {
   )
   return rows[0]?.version ?? 0
 }
+
+export type Seen = {
+  /** The table that statements find is the one the snapshot sees, with the same file. */
+  same: boolean
+  /** Columns as the snapshot sees them, and as statements find them: number, name, type (found: through domains). */
+  seen: readonly string[]
+  found: readonly string[]
+}
+/**
+ * Begins a reading transaction at a snapshot ('now': at this moment) and locks the table before anything is read. What
+ * statements resolve (catalog as it is) and what the snapshot sees (catalog as it was) may differ: both are returned.
+ */
+export async function beginReading(
+  client: pg.ClientBase,
+  at: string,
+  table: string,
+  id: { readonly schema: string; readonly name: string },
+): Promise<Seen | 'no snapshot'> {
+  await client.query('begin isolation level repeatable read read only')
+  if (at !== 'now') {
+    try {
+      await client.query(`set transaction snapshot ${literal(at)}`)
+    } catch (error) {
+      // Its file is gone, or the session that exported it is.
+      if (error instanceof Error && 'code' in error && /^(22023|42704|55000)$/.test(String(error.code)))
+        return 'no snapshot'
+      throw error
+    }
+  }
+  await client.query(`lock table only ${table} in access share mode`)
+  const { rows } = await client.query<{ same: boolean; columns: string[] | null }>(
+    `select c.oid = $1::regclass and pg_relation_filenode(c.oid) = c.relfilenode as same,
+            (select array_agg(format('%s %s %s', a.attnum, a.attname, a.atttypid) order by a.attnum) from pg_attribute a
+              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns
+       from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = $2 and c.relname = $3`,
+    [table, id.schema, id.name],
+  )
+  const seen = rows[0]
+  const now = await client.query(`select * from only ${table} limit 0`)
+  return {
+    same: seen?.same === true,
+    seen: seen?.columns ?? [],
+    found: now.fields.map((field) => `${field.columnID} ${field.name} ${field.dataTypeID}`),
+  }
+}

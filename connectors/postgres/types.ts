@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import type { Form } from '../../src/model.ts'
+import { Tag } from '../../src/rows.ts'
 import type { CatalogColumn, CatalogTable, CatalogType } from './schema.ts'
 
 /** Native forms by the type's oid; all other types travel as text. A domain is text: its input checks its constraints. */
@@ -109,4 +110,34 @@ export function textOf(column: CatalogColumn, quoted: string): string {
   if (column.base.oid === xml || (column.base.oid >= firstUserOid && column.base.kind !== 'e'))
     return `case when ${quoted} is not distinct from null then null else pg_catalog.concat(${quoted}) end`
   return `${quoted}::pg_catalog.text`
+}
+
+/** A cell of a row image as the text the server reads. */
+export function cellText(form: Form, cell: { readonly tag: number; readonly bytes: Uint8Array }): string {
+  const bytes = Buffer.from(cell.bytes.buffer, cell.bytes.byteOffset, cell.bytes.byteLength)
+  if (cell.tag !== Tag.native) return bytes.toString('utf8')
+  switch (form) {
+    case 'bool':
+      return bytes[0] === 0 ? 'f' : 't'
+    case 'int16':
+      return String(bytes.readInt16BE())
+    case 'int32':
+      return String(bytes.readInt32BE())
+    case 'int64':
+      return String(bytes.readBigInt64BE())
+    case 'float32':
+      return floatText(bytes.readFloatBE())
+    case 'float64':
+      return floatText(bytes.readDoubleBE())
+    case 'bytes':
+      return `\\x${bytes.toString('hex')}`
+    case 'text':
+      return bytes.toString('utf8')
+    default:
+      return form satisfies never
+  }
+}
+
+function floatText(value: number): string {
+  return Object.is(value, -0) ? '-0' : String(value)
 }

@@ -1,0 +1,230 @@
+import type pg from 'pg'
+import type { TableReader } from '../../src/connector.ts'
+import { Failure } from '../../src/errors.ts'
+import { tableName, type Range, type TableId, type TableSchema } from '../../src/model.ts'
+import { readImage, type Rows } from '../../src/rows.ts'
+import { connect, type PostgresConfig } from './config.ts'
+import { copyOut, destroy } from './copy-out.ts'
+import { copyRows } from './copy-rows.ts'
+import { mapError, sqlState } from './errors.ts'
+import { beginReading, ident, literal, qualified } from './queries.ts'
+import { isRangeable, rangeCondition, readBounds } from './ranges.ts'
+import { readCatalog, type CatalogColumn, type CatalogTable } from './schema.ts'
+import { bulkFormats, cellText, textOf } from './types.ts'
+
+/**
+ * Opens a reader of its own connection, in the view of an exported snapshot or of each call's moment ('now'). `tables`: the
+ * catalog where the caller has it already. Rejects with SNAPSHOT_LOST at the first call when the snapshot is gone.
+ */
+export async function openReader(
+  config: PostgresConfig,
+  at: string,
+  pipeline: string,
+  signal: AbortSignal,
+  tables?: readonly CatalogTable[],
+): Promise<TableReader> {
+  let client: pg.Client | undefined = await session(signal)
+  const catalog = new Map(
+    (tables ?? (await readCatalog(client, () => true))).map((table) => [tableName(table.table), table]),
+  )
+
+  function session(signal: AbortSignal): Promise<pg.Client> {
+    return connect(config, { name: 'reader', pipeline }, signal)
+  }
+
+  /** In a transaction that sees the snapshot, holds the table as it is, and has proved that it is the table the snapshot saw (H4). */
+  async function begin(table: CatalogTable, signal: AbortSignal): Promise<pg.Client> {
+    client ??= await session(signal)
+    const using = client
+    const cut = (): void => destroy(using)
+    signal.addEventListener('abort', cut, { once: true })
+    try {
+      const seen = await beginReading(using, at, qualified(table.table), table.table)
+      if (seen === 'no snapshot') throw new Failure('SNAPSHOT_LOST', { object: at })
+      if (!seen.same) throw new Failure('TABLE_REWRITTEN', { object: tableName(table.table) })
+      const changed =
+        table.columns.map((column) => `${column.attnum} ${column.name} ${column.typeOid}`).join('\n') !==
+          seen.seen.join('\n') ||
+        table.columns.map((column) => `${column.attnum} ${column.name} ${column.base.oid}`).join('\n') !==
+          seen.found.join('\n')
+      if (changed)
+        throw new Failure('TABLE_CHANGED', {
+          object: tableName(table.table),
+          observed: 'columns were altered while it was read',
+        })
+      return using
+    } finally {
+      signal.removeEventListener('abort', cut)
+    }
+  }
+
+  /** Whatever went wrong, the session is either out of its transaction or gone. */
+  async function fail(error: unknown, table: TableId, signal: AbortSignal): Promise<Error> {
+    const failed = client
+    client = undefined
+    if (failed) {
+      destroy(failed)
+      await failed.end().catch(() => {})
+    }
+    if (signal.aborted)
+      return signal.reason instanceof Error ? signal.reason : new Error('aborted', { cause: signal.reason })
+    if (sqlState(error) === '42703') return new Failure('TABLE_CHANGED', { object: tableName(table), cause: error })
+    return mapError(error, tableName(table))
+  }
+
+  async function* read<Piece>(
+    table: CatalogTable,
+    signal: AbortSignal,
+    pieces: (client: pg.Client) => AsyncIterable<Piece>,
+  ): AsyncGenerator<Piece, void, void> {
+    let done = false
+    try {
+      const using = await begin(table, signal)
+      yield* pieces(using)
+      await using.query('commit')
+      done = true
+    } catch (error) {
+      done = true
+      throw await fail(error, table.table, signal)
+    } finally {
+      // Abandoned between two pieces: the session is in the middle of an answer.
+      if (!done) await fail(undefined, table.table, signal)
+    }
+  }
+
+  function tableOf(schema: TableSchema): Described {
+    const table = catalog.get(tableName(schema.table))
+    if (!table) throw new Failure('TABLE_MISSING', { object: tableName(schema.table) })
+    const byName = new Map(table.columns.map((column) => [column.name, column]))
+    const columns = schema.columns.map(({ name }) => {
+      const column = byName.get(name)
+      if (!column) throw new Failure('TARGET_SHAPE', { object: tableName(schema.table), observed: `no column ${name}` })
+      return column
+    })
+    const key = schema.key.flatMap((index) => columns[index] ?? [])
+    return { table, columns, key }
+  }
+
+  return {
+    async ranges(schema, rows, signal) {
+      const { table, key } = tableOf(schema)
+      const whole: Range = { table: schema.table, estimatedRows: table.estimatedRows }
+      if (!isRangeable(key)) return [whole]
+      const bounds: string[] = []
+      const pieces = read(table, signal, async function* (using) {
+        yield await readBounds(using, schema.table, key, rows, table.estimatedRows)
+      })
+      for await (const found of pieces) bounds.push(...found)
+      const estimatedRows = Math.round(table.estimatedRows / (bounds.length + 1))
+      return Array.from({ length: bounds.length + 1 }, (_, i) => {
+        const from = bounds[i - 1]
+        const to = bounds[i]
+        return {
+          table: schema.table,
+          ...(from === undefined ? {} : { from }),
+          ...(to === undefined ? {} : { to }),
+          estimatedRows,
+        }
+      })
+    },
+    rows(schema, range, signal) {
+      const { table, columns, key } = tableOf(schema)
+      const cells = columns.map((column) => textOf(column, `t.${ident(column.name)}`)).join(', ')
+      const order = key.length === 0 ? '' : ` order by ${key.map((column) => `t.${ident(column.name)}`).join(', ')}`
+      const select = `select ${cells} from only ${qualified(schema.table)} t where ${rangeCondition(range, key, 't')}${order}`
+      return read(table, signal, (using) =>
+        copyRows(copyOut(using, `copy (${select}) to stdout (format binary)`, signal), columns.length),
+      )
+    },
+    async lookup(schema, keys, signal) {
+      const described = tableOf(schema)
+      const { table, columns } = described
+      const versions: string[] = []
+      const select = lookupQuery(schema, described, keys)
+      const found: { bytes: Uint8Array; starts: Int32Array }[] = []
+      const pieces = read(table, signal, async function* (using) {
+        // A few keys through the index, however many the planner thinks they are.
+        await using.query('set local enable_hashjoin = off; set local enable_mergejoin = off')
+        yield* copyRows(
+          copyOut(using, `copy (${select}) to stdout (format binary)`, signal),
+          columns.length,
+          1,
+          ([version]) => {
+            versions.push(version ?? '')
+            return version !== null && version !== undefined
+          },
+        )
+      })
+      for await (const rows of pieces) found.push({ bytes: rows.bytes.slice(), starts: rows.starts.slice() })
+      return { ...joined(found), versions }
+    },
+    formats: (schema) => bulkFormats(narrowed(tableOf(schema))),
+    frames(schema, range, format, signal) {
+      const described = tableOf(schema)
+      const { table, columns, key } = described
+      if (!bulkFormats(narrowed(described)).includes(format))
+        throw new Failure('BUG', { object: tableName(schema.table), observed: `format ${format}` })
+      const select = `select ${columns.map((column) => `t.${ident(column.name)}`).join(', ')} from only ${qualified(schema.table)} t where ${rangeCondition(range, key, 't')}`
+      const form = format === 'text' ? 'text' : 'binary'
+      return read(table, signal, (using) => copyOut(using, `copy (${select}) to stdout (format ${form})`, signal))
+    },
+    async [Symbol.asyncDispose]() {
+      const closing = client
+      client = undefined
+      await closing?.end().catch(() => {})
+    },
+  }
+}
+
+/** A table with its columns in the schema's order; the schema may be that of the other end. */
+type Described = {
+  readonly table: CatalogTable
+  readonly columns: readonly CatalogColumn[]
+  readonly key: readonly CatalogColumn[]
+}
+
+/** The table with the schema's columns in the schema's order: what the frames hold. */
+function narrowed({ table, columns }: Described): CatalogTable {
+  return { ...table, columns }
+}
+
+function lookupQuery(schema: TableSchema, { columns, key }: Described, keys: Rows): string {
+  if (key.length === 0)
+    throw new Failure('BUG', { object: tableName(schema.table), observed: 'a lookup without a key' })
+  const names = key.map((column) => `k${column.attnum}`)
+  const values: string[] = []
+  for (let i = 0; i < keys.count; i++) {
+    const cells = readImage(keys.bytes, keys.starts[i] ?? 0, keys.starts[i + 1] ?? 0)
+    // The key's cells alone, in key order, or a whole row's.
+    const ofKey = cells.length === key.length ? cells : schema.key.map((index) => cells[index])
+    const texts = key.map((column, at) => {
+      const cell = ofKey[at]
+      if (!cell)
+        throw new Failure('BUG', {
+          object: tableName(schema.table),
+          observed: `no value for key column ${column.name}`,
+        })
+      return literal(cellText(schema.columns[schema.key[at] ?? 0]?.form ?? 'text', cell))
+    })
+    values.push(`(${[i, ...texts].join(', ')})`)
+  }
+  const cells = columns.map((column) => textOf(column, `t.${ident(column.name)}`)).join(', ')
+  const on = key.map((column) => `t.${ident(column.name)} = v.k${column.attnum}::${column.castType}`).join(' and ')
+  const from =
+    values.length === 0
+      ? `(select 0, ${names.map(() => 'null::text').join(', ')} where false)`
+      : `(values ${values.join(', ')})`
+  return `select t.xmin::text || ' ' || t.ctid::text, ${cells} from ${from} v (i, ${names.join(', ')}) left join only ${qualified(schema.table)} t on ${on} order by v.i`
+}
+
+function joined(parts: readonly { bytes: Uint8Array; starts: Int32Array }[]): Rows {
+  const count = parts.reduce((sum, part) => sum + part.starts.length - 1, 0)
+  const starts = new Int32Array(count + 1)
+  let at = 0
+  let base = 0
+  for (const part of parts) {
+    for (let i = 1; i < part.starts.length; i++) starts[++at] = base + (part.starts[i] ?? 0)
+    base += part.bytes.length
+  }
+  return { bytes: Buffer.concat(parts.map((part) => part.bytes)), starts, count }
+}
