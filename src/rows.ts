@@ -93,3 +93,19 @@ export function rowsOf(images: readonly (readonly Cell[])[]): Rows {
   })
   return { bytes: out.bytes.subarray(0, out.at), starts, count: images.length }
 }
+
+/** Whether a cell of the image that starts here was not sent. */
+export function hasAbsentCell(bytes: Uint8Array, start: number): boolean {
+  let at = start + 2
+  for (let left = ((bytes[start] ?? 0) << 8) | (bytes[start + 1] ?? 0); left > 0; left--) {
+    const tag = bytes[at++]
+    if (tag === Tag.absent) return true
+    if (tag !== Tag.null) at += 4 + cellLength(bytes, at)
+  }
+  return false
+}
+
+/** The four bytes after a cell's tag. */
+export function cellLength(bytes: Uint8Array, at: number): number {
+  return ((bytes[at] ?? 0) << 24) | ((bytes[at + 1] ?? 0) << 16) | ((bytes[at + 2] ?? 0) << 8) | (bytes[at + 3] ?? 0)
+}

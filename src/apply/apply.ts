@@ -1,0 +1,65 @@
+import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
+import type { Lane } from '../connector.ts'
+import { asFailure } from '../errors.ts'
+import { failpoint } from '../failpoint.ts'
+import type { Batcher } from './batcher.ts'
+
+/** How long, in ms, a rejected batch waits for the rest of a source transaction before the rejection counts. */
+const patience = 5000
+
+/** One lane: pull, fold, apply, until `stop` aborts: the batch in hand is finished then. The next pull is under way while a batch is applied.
+ *  `maxWait`: ms a pull waits for data; a moved hold and a barrier that others wait for are noticed no later. Rejects with the first failure. */
+export async function applyLane(
+  log: ChangeLog,
+  lane: Lane,
+  batcher: Batcher,
+  schemas: { load(id: number, signal: AbortSignal): Promise<void> },
+  maxWait: number,
+  stop: AbortSignal,
+  signal: AbortSignal,
+): Promise<void> {
+  const untilStop = AbortSignal.any([stop, signal])
+  const fetch = (): Promise<readonly FetchedBatch[]> => {
+    const pull = log.fetch(batcher.wanted(), maxWait, untilStop)
+    pull.catch(() => {}) // reported by the await below
+    return pull
+  }
+  let pull = fetch()
+  let rejectedSince: number | undefined
+  for (;;) {
+    let fetched: readonly FetchedBatch[]
+    try {
+      fetched = await pull
+    } catch (error) {
+      if (stop.aborted && !signal.aborted) return
+      throw error
+    }
+    batcher.add(fetched)
+    if (batcher.missing !== undefined) await schemas.load(batcher.missing, signal)
+    const early = !batcher.full
+    if (early) pull = fetch()
+    for (let step = batcher.next(); step !== undefined; step = batcher.next()) {
+      if (step.kind === 'arrive') {
+        const arrival = await lane.arrive(step.barrier, step.advance, signal)
+        if (arrival === 'done') batcher.pass(step.barrier)
+        else if (arrival === 'lost') batcher.lost([step.advance.to])
+        continue
+      }
+      failpoint('apply.before-commit')
+      try {
+        batcher.lost(await lane.apply(step.batch, step.advances, signal))
+        rejectedSince = undefined
+      } catch (error) {
+        // The rest of a source transaction may set right what its first half breaks.
+        if (asFailure(error).code !== 'ROW_REJECTED' || !batcher.putBack()) throw error
+        rejectedSince ??= performance.now()
+        if (performance.now() - rejectedSince > patience) throw error
+        break
+      }
+      failpoint('apply.between-commit-and-answer')
+      if (stop.aborted) return
+    }
+    if (stop.aborted) return
+    if (!early) pull = fetch()
+  }
+}

@@ -1,0 +1,103 @@
+import { decodeControl } from '../avro/control.ts'
+import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
+import { controlTopic } from '../change-log/topics.ts'
+import type { ChangeStream, Source, SourceEvent } from '../connector.ts'
+import type { Lease } from '../coordinate/lease.ts'
+import { asFailure } from '../errors.ts'
+import { failpoint } from '../failpoint.ts'
+import { comparePositions, type Epoch, type Position, type Watermark } from '../model.ts'
+import type { Publisher } from './publisher.ts'
+
+/** Source to log to acknowledgement, until `stop` aborts: what is in hand then is sent and acknowledged. One round is in flight while the next is
+ *  filled. Rejects with the first failure; what was not acknowledged comes again from the next capture, under a higher epoch. */
+export async function capture(
+  source: Source,
+  log: ChangeLog,
+  publisher: Publisher,
+  after: Position,
+  { signal }: Pick<Lease, 'signal'>,
+  stop: AbortSignal,
+): Promise<void> {
+  await using stream = await source.changes(after, signal)
+  for (const round of publisher.opening()) publisher.landed(await log.append(round, signal))
+  let inFlight: Promise<void> = Promise.resolve()
+  const send = async (): Promise<void> => {
+    do {
+      const { round, proved } = publisher.take()
+      if (round.length === 0) return
+      failpoint('capture.before-append')
+      publisher.landed(await log.append(round, signal))
+      failpoint('capture.between-append-and-ack')
+      if (proved !== undefined) stream.ack(proved)
+      failpoint('capture.after-ack')
+    } while (publisher.due)
+  }
+  for await (const event of untilStopped(stream, stop)) {
+    publisher.add(event)
+    if (stream.waiting && !publisher.full) continue
+    await inFlight
+    inFlight = send()
+    inFlight.catch(() => {}) // reported by the await above
+  }
+  await inFlight
+  while (!publisher.idle) await send()
+}
+
+/** The stream's events; ends after `stop`, without waiting for the pull that is under way. */
+async function* untilStopped(stream: ChangeStream, stop: AbortSignal): AsyncIterable<SourceEvent> {
+  const stopped = Promise.withResolvers<undefined>()
+  const onStop = (): void => stopped.resolve(undefined)
+  if (stop.aborted) return
+  stop.addEventListener('abort', onStop, { once: true })
+  try {
+    const events = stream[Symbol.asyncIterator]()
+    while (!stop.aborted) {
+      const pull = events.next()
+      pull.catch(() => {}) // a pull that nobody waits for any more ends when the stream is disposed of
+      const next = await Promise.race([pull, stopped.promise])
+      if (next === undefined || next.done === true) return
+      yield next.value
+    }
+  } finally {
+    stop.removeEventListener('abort', onStop)
+  }
+}
+
+/** Control records looked at from the end: full vectors come once a minute, watermarks about once a second. */
+const tail = 4096
+
+/** What the control topic's tail says: the highest epoch anyone captured under (0: none), and the newest watermark that counts (H12, H14). */
+export async function readTail(
+  log: ChangeLog,
+  pipeline: string,
+  signal: AbortSignal,
+): Promise<{ readonly epoch: Epoch; readonly watermark: Watermark | undefined }> {
+  const at = { topic: controlTopic(pipeline), partition: 0 }
+  const end = (await log.ends([at], signal))[0]?.offset ?? 0
+  let epoch = 0
+  let watermark: Watermark | undefined
+  let offset = Math.max(0, end - tail)
+  while (offset < end) {
+    let fetched: readonly FetchedBatch[]
+    try {
+      fetched = await log.fetch([{ ...at, offset }], 1000, signal)
+    } catch (error) {
+      if (asFailure(error).code !== 'LOG_GAP') throw error
+      offset = end - Math.floor((end - offset) / 2) // older records have expired
+      continue
+    }
+    for (const batch of fetched) {
+      for (let i = 0; i < batch.count; i++) {
+        const start = batch.bounds[4 * i + 2] ?? -1
+        if (start < 0) continue
+        const record = decodeControl(batch.bytes.subarray(start, batch.bounds[4 * i + 3]))
+        if (record.epoch < epoch) continue
+        epoch = record.epoch
+        if (record.kind !== 'watermark') continue
+        if (watermark === undefined || comparePositions(record.position, watermark.position) > 0) watermark = record
+      }
+      offset = batch.next
+    }
+  }
+  return { epoch, watermark }
+}
