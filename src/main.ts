@@ -1,0 +1,92 @@
+#!/usr/bin/env node
+import { readFileSync } from 'node:fs'
+import { findPackageJSON } from 'node:module'
+import { constants } from 'node:os'
+import pino from 'pino'
+import { connectors } from '../connectors/index.ts'
+import { runCli, type Host } from './cli/commands.ts'
+import type { Screen } from './cli/live.ts'
+import { paintFor, renderFailure, type Paint } from './cli/report.ts'
+import { nearest } from './config/near.ts'
+import { asFailure, Failure } from './errors.ts'
+import { checkPipeline, readStatus, runPipeline } from './pipeline.ts'
+
+/** Found from here upwards: the sources and the compiled package lie at different depths. */
+function version(): string {
+  const file = findPackageJSON(import.meta.url)
+  const { version } = JSON.parse(readFileSync(file ?? '', 'utf8')) as { readonly version: string }
+  return version
+}
+
+const stop = new AbortController()
+let stoppedBy: 'SIGINT' | 'SIGTERM' | undefined
+const exitCode = (signal: 'SIGINT' | 'SIGTERM'): number => 128 + constants.signals[signal]
+const onSignal = (signal: 'SIGINT' | 'SIGTERM'): void => {
+  if (stoppedBy !== undefined) process.exit(exitCode(signal))
+  stoppedBy = signal
+  stop.abort(new Failure('INTERRUPTED'))
+  process.stderr.write('Stopping: what is in hand is finished first; once more to stop at once.\n')
+}
+process.on('SIGINT', onSignal)
+process.on('SIGTERM', onSignal)
+
+const screen = (stream: NodeJS.WriteStream): Screen & { readonly paint: Paint } => ({
+  // A reader that went away, as `head` does, is no reason to stop a migration.
+  write: (text) => void stream.write(text),
+  get isTTY() {
+    return stream.isTTY
+  },
+  get columns() {
+    return stream.columns
+  },
+  get rows() {
+    return stream.rows
+  },
+  paint: paintFor(stream),
+})
+for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {})
+
+process.on('uncaughtException', (error) => {
+  process.stderr.write(renderFailure(asFailure(error), 80, paintFor(process.stderr)))
+  process.exit(1)
+})
+
+const host: Host = {
+  version: version(),
+  env: process.env,
+  // Package managers change the folder and say where they were called from.
+  cwd: process.env['INIT_CWD'] ?? process.cwd(),
+  out: screen(process.stdout),
+  err: screen(process.stderr),
+  types: Object.keys(connectors),
+  connectors: async (type) => {
+    const open = Object.hasOwn(connectors, type) ? connectors[type] : undefined
+    if (open) return await open()
+    const types = Object.keys(connectors)
+    const near = nearest(type, types)
+    throw new Failure('CONFIG_INVALID', {
+      observed: `there is no connector ${type}`,
+      needed: `one of ${types.join(', ')}`,
+      ...(near !== undefined && { next: `Did you mean ${near}?` }),
+    })
+  },
+  logger: ({ file, level, mask }) => {
+    const to = pino.destination({
+      dest: file ?? 2,
+      sync: true,
+      ...(file !== undefined && { append: true, mkdir: true }),
+    })
+    return pino(
+      { level: process.env['CROSSFADE_LOG'] ?? level, base: null },
+      { write: (line: string) => to.write(mask(line)) },
+    )
+  },
+  stop: stop.signal,
+  exit: () => exitCode(stoppedBy ?? 'SIGINT'),
+  pipeline: { check: checkPipeline, run: runPipeline, status: readStatus },
+}
+
+const code = await runCli(process.argv.slice(2), host)
+// Both pipes are written out before the end.
+await new Promise<void>((resolve) => process.stdout.write('', () => process.stderr.write('', () => resolve())))
+process.exit(code)
