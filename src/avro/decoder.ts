@@ -1,6 +1,7 @@
 import type { FetchedBatch } from '../change-log/change-log.ts'
 import type { TableSchema } from '../model.ts'
 import type { Decoder, Prefix, ReadPrefix } from './plan.ts'
+import type { Output } from '../output.ts'
 import { Failure } from '../errors.ts'
 import { partitionName } from '../model.ts'
 import { Tag } from '../rows.ts'
@@ -8,8 +9,7 @@ import { controlSchemaId } from './control.ts'
 import { tableSchema } from './envelope.ts'
 import { Code, codeOf } from './native.ts'
 import { broken, cursor, readInt, readNumber, readSize, readToNative, skipLong } from './read.ts'
-import { asBuffer, copyBytes } from './varint.ts'
-import { copyReversed } from './write-cell.ts'
+import { copyBytes, reading, writing, type Memory } from './varint.ts'
 
 /** Operation by the letter of the envelope; 255: none. */
 const ops = new Uint8Array(256).fill(255)
@@ -21,14 +21,9 @@ export const readPrefix: ReadPrefix = (batch, i, into) => {
   const start = batch.bounds[4 * i + 2] as number
   const end = batch.bounds[4 * i + 3] as number
   if (start < 0) return 'none'
-  const bytes = asBuffer(batch.bytes)
+  const { bytes, view } = reading(batch.bytes)
   if (end - start < 5 || bytes[start] !== 0) return 'none'
-  into.schemaId =
-    (((bytes[start + 1] as number) << 24) |
-      ((bytes[start + 2] as number) << 16) |
-      ((bytes[start + 3] as number) << 8) |
-      (bytes[start + 4] as number)) >>>
-    0
+  into.schemaId = view.getUint32(start + 1)
   if (into.schemaId === controlSchemaId) {
     into.rest = start + 5
     return 'control'
@@ -80,7 +75,7 @@ export function compileDecoder(avro: object): Decoder {
       const end = batch.bounds[4 * i + 3] as number
       out.reserve(2 * (2 + 13 * plan.columns) + Math.max(0, end - prefix.rest))
       try {
-        return readImages(plan, out, asBuffer(batch.bytes), prefix.rest, end)
+        return readImages(plan, out, reading(batch.bytes), prefix.rest, end)
       } catch (error) {
         throw error === broken ? damaged(batch, i) : error
       }
@@ -99,14 +94,9 @@ function compile(schema: TableSchema): Plan {
   }
 }
 
-function readImages(
-  plan: Plan,
-  out: { readonly bytes: Buffer; at: number },
-  bytes: Buffer,
-  start: number,
-  end: number,
-): number {
+function readImages(plan: Plan, out: Output, from: Memory, start: number, end: number): number {
   const { absent } = plan
+  const { bytes } = from
   const sent = start < end && bytes[start] === 0
   cursor.at = start
   if (sent) cursor.at++
@@ -114,9 +104,9 @@ function readImages(
     absent.fill(0)
     readAbsent(absent, bytes, end)
   }
-  const to = out.bytes
-  const middle = readRow(plan, plan.untrusted, to, out.at, bytes, end)
-  const at = readRow(plan, absent, to, middle, bytes, end)
+  const to = writing(out.bytes)
+  const middle = readRow(plan, plan.untrusted, to, out.at, from, end)
+  const at = readRow(plan, absent, to, middle, from, end)
   if (!sent) absent.fill(0)
   if (cursor.at !== end) throw broken
   out.at = at
@@ -136,79 +126,89 @@ function readAbsent(absent: Uint8Array, bytes: Buffer, end: number): void {
 }
 
 /** A nullable row as an image at `at`; returns its end, which is `at` if there is none. A null is absent where `flags` says so. */
-function readRow(plan: Plan, flags: Uint8Array, to: Buffer, at: number, bytes: Buffer, end: number): number {
-  let from = cursor.at
-  if (from >= end) throw broken
-  const present = bytes[from++]
+function readRow(plan: Plan, flags: Uint8Array, to: Memory, at: number, from: Memory, end: number): number {
+  const { bytes } = from
+  let next = cursor.at
+  if (next >= end) throw broken
+  const present = bytes[next++]
   if (present !== 2) {
     if (present !== 0) throw broken
-    cursor.at = from
+    cursor.at = next
     return at
   }
   const { columns, codes } = plan
-  to[at] = columns >>> 8
-  to[at + 1] = columns
+  const written = to.bytes
+  to.view.setUint16(at, columns)
   at += 2
   for (let column = 0; column < columns; column++) {
-    if (from >= end) throw broken
-    const branch = bytes[from++]
+    if (next >= end) throw broken
+    const branch = bytes[next++]
     if (branch !== 2) {
       if (branch !== 0) throw broken
-      to[at++] = flags[column] === 0 ? Tag.null : Tag.absent
+      written[at++] = flags[column] === 0 ? Tag.null : Tag.absent
       continue
     }
     const code = codes[column] as number
+    cursor.at = next
     if (code === Code.text || code === Code.bytes) {
-      cursor.at = from
       const size = readSize(bytes, end)
-      from = cursor.at
-      at = writeHead(to, at, code === Code.text ? Tag.text : Tag.native, size)
-      at = copyBytes(to, at, bytes, from, from + size)
-      from += size
-    } else if (code === Code.float64 || code === Code.float32) {
-      const size = code === Code.float64 ? 8 : 4
-      if (from + size > end) throw broken
-      at = copyReversed(to, writeHead(to, at, Tag.native, size), bytes, from, from + size)
-      from += size
-    } else if (code === Code.bool) {
-      const value = bytes[from] as number
-      if (from >= end || value > 1) throw broken
-      at = writeHead(to, at, Tag.native, 1)
-      to[at++] = value
-      from++
+      next = cursor.at
+      written[at] = code === Code.text ? Tag.text : Tag.native
+      to.view.setInt32(at + 1, size)
+      at = copyBytes(to, at + 5, from, next, next + size)
+      next += size
     } else {
-      cursor.at = from
-      const size = code === Code.int64 ? 8 : code === Code.int32 ? 4 : 2
-      at = writeHead(to, at, Tag.native, size)
-      if (code === Code.int64) readToNative(bytes, end, to, at)
-      else {
-        const value = readInt(bytes, end)
-        if (code === Code.int32) {
-          to[at] = value >>> 24
-          to[at + 1] = value >>> 16
-          to[at + 2] = value >>> 8
-          to[at + 3] = value
-        } else {
-          if (value < -32768 || value > 32767) throw broken
-          to[at] = value >>> 8
-          to[at + 1] = value
-        }
-      }
-      at += size
-      from = cursor.at
+      written[at] = Tag.native
+      at = readNative(code, to, at + 1, from, end)
+      next = cursor.at
     }
   }
-  cursor.at = from
+  cursor.at = next
   return at
 }
 
-function writeHead(to: Buffer, at: number, tag: number, size: number): number {
-  to[at] = tag
-  to[at + 1] = size >>> 24
-  to[at + 2] = size >>> 16
-  to[at + 3] = size >>> 8
-  to[at + 4] = size
-  return at + 5
+/** Length and bytes of a cell of fixed size. */
+function readNative(code: number, to: Memory, at: number, from: Memory, end: number): number {
+  const start = cursor.at
+  const source = from.view
+  const target = to.view
+  switch (code) {
+    case Code.int64:
+      target.setInt32(at, 8)
+      readToNative(from.bytes, end, target, at + 4)
+      return at + 12
+    case Code.int32:
+      target.setInt32(at, 4)
+      target.setInt32(at + 4, readInt(from.bytes, end))
+      return at + 8
+    case Code.int16: {
+      const value = readInt(from.bytes, end)
+      if (value < -32768 || value > 32767) throw broken
+      target.setInt32(at, 2)
+      target.setInt16(at + 4, value)
+      return at + 6
+    }
+    case Code.bool: {
+      if (start >= end || source.getUint8(start) > 1) throw broken
+      target.setInt32(at, 1)
+      target.setUint8(at + 4, source.getUint8(start))
+      cursor.at = start + 1
+      return at + 5
+    }
+    case Code.float64:
+      if (start + 8 > end) throw broken
+      target.setInt32(at, 8)
+      target.setUint32(at + 4, source.getUint32(start + 4, true))
+      target.setUint32(at + 8, source.getUint32(start, true))
+      cursor.at = start + 8
+      return at + 12
+    default:
+      if (start + 4 > end) throw broken
+      target.setInt32(at, 4)
+      target.setUint32(at + 4, source.getUint32(start, true))
+      cursor.at = start + 4
+      return at + 8
+  }
 }
 
 function damaged(batch: FetchedBatch, i: number): Failure {

@@ -8,7 +8,7 @@ import { Op, Tag } from '../rows.ts'
 import { fingerprint, keySchema, valueSchema } from './envelope.ts'
 import { Code, codeOf } from './native.ts'
 import { writeCell } from './write-cell.ts'
-import { asBuffer, copyBytes, writeInt, writeNumber } from './varint.ts'
+import { copyBytes, memoryOf, reading, writeInt, writeNumber, writing, type Memory } from './varint.ts'
 
 /** What is known of a table before its first row. */
 type Plan = {
@@ -22,8 +22,8 @@ type Plan = {
   readonly keyReach: number
   readonly cellAt: Int32Array
 }
-/** The parts of an envelope that all changes of a transaction share: framing to position, and epoch to ts_ms. */
-type Frame = { readonly head: Buffer; readonly tail: Buffer; readonly snapshotAt: number }
+/** The parts of an envelope that all changes of a transaction share: framing to position up to `head`, then epoch to ts_ms up to `end`. */
+type Frame = { readonly memory: Memory; readonly head: number; readonly end: number; readonly snapshotAt: number }
 
 const letters = Uint8Array.from('cudrp', (letter) => letter.charCodeAt(0))
 const opAt = 6
@@ -43,7 +43,7 @@ export function compileEncoder(schema: TableSchema): Encoder {
       const start = images.starts[row] as number
       const end = images.starts[row + 1] as number
       out.reserve(5 + end - start + 10 * plan.key.length)
-      out.at = writeKey(plan, keyId, out.bytes, out.at, asBuffer(images.bytes), start, end)
+      out.at = writeKey(plan, keyId, writing(out.bytes), out.at, reading(images.bytes), start, end)
     },
     value(out, batch, i, seq, at) {
       cursor = transactionAt(batch.transactions, i, cursor)
@@ -91,40 +91,39 @@ function transactionAt(transactions: readonly Transaction[], i: number, hint: nu
 
 function frameOf({ position, committedAt, id }: Transaction, epoch: Epoch, schemaId: number): Frame {
   const positionSize = Buffer.byteLength(position)
-  const head = Buffer.alloc(12 + positionSize)
-  head.writeUInt32BE(schemaId, 1)
-  head[5] = 2 // length of `op`
-  let at = writeInt(head, 7, positionSize)
-  at += head.write(position, at)
   const idSize = Buffer.byteLength(id)
-  const tail = Buffer.alloc(40 + idSize)
-  let end = writeNumber(tail, 0, epoch)
-  end = writeInt(tail, end, idSize)
-  end += tail.write(id, end)
-  end = writeNumber(tail, end, Math.round(committedAt * 1000))
-  const snapshotAt = end
-  end = writeNumber(tail, end + 1, Math.floor(committedAt))
-  return { head: head.subarray(0, at), tail: tail.subarray(0, end), snapshotAt }
+  const bytes = Buffer.alloc(60 + positionSize + idSize)
+  bytes.writeUInt32BE(schemaId, 1)
+  bytes[5] = 2 // length of `op`
+  let at = writeInt(bytes, 7, positionSize)
+  at += bytes.write(position, at)
+  const head = at
+  at = writeNumber(bytes, at, epoch)
+  at = writeInt(bytes, at, idSize)
+  at += bytes.write(id, at)
+  at = writeNumber(bytes, at, Math.round(committedAt * 1000))
+  const snapshotAt = at
+  const end = writeNumber(bytes, at + 1, Math.floor(committedAt))
+  return { memory: memoryOf(bytes), head, end, snapshotAt }
 }
 
 function writeValue(plan: Plan, frame: Frame, out: Output, batch: ChangeBatch, i: number, seq: number): void {
-  const { images } = batch
-  const from = asBuffer(images.bytes)
-  const old = images.starts[2 * i] as number
-  const middle = images.starts[2 * i + 1] as number
-  const end = images.starts[2 * i + 2] as number
-  const { head, tail } = frame
+  const { starts } = batch.images
+  const from = reading(batch.images.bytes)
+  const old = starts[2 * i] as number
+  const middle = starts[2 * i + 1] as number
+  const end = starts[2 * i + 2] as number
   // a cell grows by at most 9 bytes over its image, and an absent one by 3 in the list
-  out.reserve(head.length + tail.length + 32 + end - old + 24 * plan.columns)
-  const to = out.bytes
+  out.reserve(frame.end + 32 + end - old + 24 * plan.columns)
+  const to = writing(out.bytes)
   const op = batch.op[i] as number
-  let at = copyBytes(to, out.at, head, 0, head.length)
-  to[out.at + opAt] = letters[op] as number
-  at = writeNumber(to, at, seq)
-  tail[frame.snapshotAt] = op === Op.read ? 1 : 0
-  at = copyBytes(to, at, tail, 0, tail.length)
+  frame.memory.bytes[opAt] = letters[op] as number
+  frame.memory.bytes[frame.snapshotAt] = op === Op.read ? 1 : 0
+  let at = copyBytes(to, out.at, frame.memory, 0, frame.head)
+  at = writeNumber(to.bytes, at, seq)
+  at = copyBytes(to, at, frame.memory, frame.head, frame.end)
   const rows = at
-  to[at++] = 0 // nothing absent
+  at = writeNone(to, at) // nothing absent
   at = old === middle ? writeNone(to, at) : writeRow(plan, plan.before, true, to, at, from, old, middle)
   at = middle === end ? writeNone(to, at) : writeRow(plan, plan.after, false, to, at, from, middle, end)
   if (at < 0) {
@@ -136,8 +135,8 @@ function writeValue(plan: Plan, frame: Frame, out: Output, batch: ChangeBatch, i
   out.at = at
 }
 
-function writeNone(to: Buffer, at: number): number {
-  to[at] = 0
+function writeNone(to: Memory, at: number): number {
+  to.bytes[at] = 0
   return at + 1
 }
 
@@ -146,43 +145,43 @@ function writeRow(
   plan: Plan,
   codes: Uint8Array,
   old: boolean,
-  to: Buffer,
+  to: Memory,
   at: number,
-  from: Buffer,
+  from: Memory,
   start: number,
   end: number,
 ): number {
   const { columns } = plan
-  if (end - start < 2 || (((from[start] as number) << 8) | (from[start + 1] as number)) !== columns) throw broken(plan)
+  const { bytes, view } = from
+  const written = to.bytes
+  if (end - start < 2 || view.getUint16(start) !== columns) throw broken(plan)
   let cell = start + 2
   let absent = false
-  to[at++] = 2
+  written[at++] = 2
   for (let column = 0; column < columns; column++) {
     if (cell >= end) throw broken(plan)
-    const tag = from[cell++] as number
+    const tag = bytes[cell++] as number
     const code = codes[column] as number
     if (tag === Tag.null) {
-      to[at++] = 0
+      written[at++] = 0
       continue
     }
     if (tag === Tag.absent) {
       if (old && code !== Code.skip) throw malformed(plan, column, 'an old value that was not sent')
       absent = true
-      to[at++] = 0
+      written[at++] = 0
       continue
     }
     if (cell + 4 > end) throw broken(plan)
-    const size =
-      ((from[cell] as number) << 24) |
-      ((from[cell + 1] as number) << 16) |
-      ((from[cell + 2] as number) << 8) |
-      (from[cell + 3] as number)
+    const size = view.getInt32(cell)
     cell += 4
     if (size < 0 || size > end - cell) throw broken(plan)
-    if (code === Code.skip) to[at++] = 0
+    if (code === Code.skip) written[at++] = 0
     else {
-      to[at++] = 2
-      at = writeCell(to, at, code, tag, from, cell, cell + size)
+      written[at++] = 2
+      if (code === Code.text && tag === Tag.text)
+        at = copyBytes(to, writeInt(written, at, size), from, cell, cell + size)
+      else at = writeCell(to, at, code, tag, from, cell, cell + size)
       if (at < 0) throw malformed(plan, column)
     }
     cell += size
@@ -192,55 +191,45 @@ function writeRow(
 }
 
 /** The list of columns of an image that were not sent. The image was walked before. */
-function writeAbsent(plan: Plan, to: Buffer, at: number, from: Buffer, start: number): number {
+function writeAbsent(plan: Plan, to: Memory, at: number, from: Memory, start: number): number {
   let cell = start + 2
   let count = 0
   for (let column = 0; column < plan.columns; column++) {
-    const tag = from[cell] as number
+    const tag = from.bytes[cell] as number
     if (tag === Tag.absent) plan.cellAt[count++] = column
-    cell += tag === Tag.absent || tag === Tag.null ? 1 : 5 + from.readInt32BE(cell + 1)
+    cell += tag === Tag.absent || tag === Tag.null ? 1 : 5 + from.view.getInt32(cell + 1)
   }
-  at = writeInt(to, at, count)
-  for (let i = 0; i < count; i++) at = writeInt(to, at, plan.cellAt[i] as number)
+  at = writeInt(to.bytes, at, count)
+  for (let i = 0; i < count; i++) at = writeInt(to.bytes, at, plan.cellAt[i] as number)
   return writeNone(to, at)
 }
 
-function writeKey(plan: Plan, id: number, to: Buffer, at: number, from: Buffer, start: number, end: number): number {
+function writeKey(plan: Plan, id: number, to: Memory, at: number, from: Memory, start: number, end: number): number {
   const { key, keyReach, cellAt, after } = plan
-  if (end - start < 2 || from.readUInt16BE(start) !== plan.columns) throw broken(plan)
+  const { bytes, view } = from
+  if (end - start < 2 || view.getUint16(start) !== plan.columns) throw broken(plan)
   let cell = start + 2
   for (let column = 0; column < keyReach; column++) {
     if (cell >= end) throw broken(plan)
     cellAt[column] = cell
-    const tag = from[cell] as number
+    const tag = bytes[cell] as number
     if (tag === Tag.null || tag === Tag.absent) cell++
     else {
       if (cell + 5 > end) throw broken(plan)
-      const size =
-        ((from[cell + 1] as number) << 24) |
-        ((from[cell + 2] as number) << 16) |
-        ((from[cell + 3] as number) << 8) |
-        (from[cell + 4] as number)
+      const size = view.getInt32(cell + 1)
       if (size < 0 || size > end - cell - 5) throw broken(plan)
       cell += 5 + size
     }
   }
-  to[at] = 0
-  to[at + 1] = id >>> 24
-  to[at + 2] = id >>> 16
-  to[at + 3] = id >>> 8
-  to[at + 4] = id
+  to.bytes[at] = 0
+  to.view.setUint32(at + 1, id)
   at += 5
   for (let k = 0; k < key.length; k++) {
     const column = key[k] as number
     const tagAt = cellAt[column] as number
-    const tag = from[tagAt] as number
+    const tag = bytes[tagAt] as number
     if (tag === Tag.null || tag === Tag.absent) throw malformed(plan, column, 'a key without a value')
-    const size =
-      ((from[tagAt + 1] as number) << 24) |
-      ((from[tagAt + 2] as number) << 16) |
-      ((from[tagAt + 3] as number) << 8) |
-      (from[tagAt + 4] as number)
+    const size = view.getInt32(tagAt + 1)
     at = writeCell(to, at, after[column] as number, tag, from, tagAt + 5, tagAt + 5 + size)
     if (at < 0) throw malformed(plan, column)
   }

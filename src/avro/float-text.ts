@@ -34,6 +34,11 @@ export function parseFloat32(bytes: Buffer, start: number, end: number): boolean
   return true
 }
 
+/** `Buffer.latin1Slice`, which the types leave out; a third of the price of `toString`. */
+function latin1(bytes: Buffer, start: number, end: number): string {
+  return (bytes as Buffer & { latin1Slice(start: number, end: number): string }).latin1Slice(start, end)
+}
+
 /** Reads sign, digits, point and exponent; false if there is anything else. */
 function scan(bytes: Buffer, start: number, end: number): boolean {
   let at = start
@@ -76,12 +81,12 @@ function magnitude(bytes: Buffer, start: number, end: number): number {
     if (scale < 0 && scale >= -22) return mantissa / (powers[-scale] as number)
     if (scale > 0 && scale <= 22) return mantissa * (powers[scale] as number)
   }
-  return Number(bytes.toString('latin1', negative ? start + 1 : start, end))
+  return Number(latin1(bytes, negative ? start + 1 : start, end))
 }
 
 function special(bytes: Buffer, start: number, end: number): boolean {
   if (end - start > 9) return false
-  const text = bytes.toString('latin1', start, end)
+  const text = latin1(bytes, start, end)
   if (text === 'NaN') float[0] = Number.NaN
   else if (text === 'Infinity') float[0] = Infinity
   else if (text === '-Infinity') float[0] = -Infinity
@@ -95,7 +100,7 @@ function between(bytes: Buffer, start: number, end: number, value: number, round
   singleBits[0] = (singleBits[0] as number) + (rounded < value ? 1 : -1)
   const other = single[0]
   if (Math.abs(other - value) !== Math.abs(rounded - value)) return rounded
-  const side = compareDecimal(bytes.toString('latin1', negative ? start + 1 : start, end), value)
+  const side = compareDecimal(latin1(bytes, negative ? start + 1 : start, end), value)
   if (side === 0) return rounded
   return side > 0 ? Math.max(other, rounded) : Math.min(other, rounded)
 }

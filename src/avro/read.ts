@@ -69,7 +69,7 @@ export function skipLong(bytes: Buffer, end: number): void {
 }
 
 /** A long as 8 bytes, big-endian. */
-export function readToNative(bytes: Buffer, end: number, to: Buffer, at: number): void {
+export function readToNative(bytes: Buffer, end: number, to: DataView, at: number): void {
   let low = 0
   let high = 0
   let shift = 0
@@ -93,12 +93,6 @@ export function readToNative(bytes: Buffer, end: number, to: Buffer, at: number)
   const sign = -(low & 1)
   low = ((low >>> 1) | (high << 31)) ^ sign
   high = (high >>> 1) ^ sign
-  to[at] = high >>> 24
-  to[at + 1] = high >>> 16
-  to[at + 2] = high >>> 8
-  to[at + 3] = high
-  to[at + 4] = low >>> 24
-  to[at + 5] = low >>> 16
-  to[at + 6] = low >>> 8
-  to[at + 7] = low
+  to.setInt32(at, high)
+  to.setInt32(at + 4, low)
 }

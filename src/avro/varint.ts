@@ -1,4 +1,4 @@
-/** Avro's zigzag variable-length integers, and the copying of short runs of bytes. Callers have made room: up to 5 bytes for an int, 10 for a long. */
+/** Avro's zigzag variable-length integers, and the copying of bytes. Callers have made room: up to 5 bytes for an int, 10 for a long. */
 
 export function writeInt(to: Buffer, at: number, value: number): number {
   let left = (value << 1) ^ (value >> 31)
@@ -34,23 +34,48 @@ export function writeNumber(to: Buffer, at: number, value: number): number {
   return writeLong(to, at, Math.floor(value / 4294967296) | 0, value | 0)
 }
 
-/** The native copy has a fixed price of about 48 bytes copied here. */
-export function copyBytes(to: Buffer, at: number, from: Buffer, start: number, end: number): number {
-  if (end - start > 48) {
-    from.copy(to, at, start, end)
-    return at + end - start
-  }
-  while (start < end) to[at++] = from[start++] as number
-  return at
+/** Bytes and a view of the same: a word through the view costs as much as one byte without it. */
+export type Memory = { readonly bytes: Buffer; readonly view: DataView }
+
+export function memoryOf(bytes: Uint8Array): Memory {
+  const { buffer, byteOffset, byteLength } = bytes
+  return { bytes: Buffer.from(buffer, byteOffset, byteLength), view: new DataView(buffer, byteOffset, byteLength) }
 }
 
-let lastBytes: Uint8Array | undefined
-let lastBuffer: Buffer = Buffer.alloc(0)
-/** The same memory with Buffer's methods: plans see one kind of array, which keeps their machine code short. Asked for each row, so the last answer is kept. */
-export function asBuffer(bytes: Uint8Array): Buffer {
-  if (Buffer.isBuffer(bytes)) return bytes
-  if (bytes === lastBytes) return lastBuffer
-  lastBytes = bytes
-  lastBuffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-  return lastBuffer
+let lastRead: Uint8Array | undefined
+let lastWritten: Uint8Array | undefined
+let readMemory: Memory = memoryOf(new Uint8Array(0))
+let writtenMemory: Memory = readMemory
+/** `memoryOf` for what is read, and for what is written: asked for each row, so the last answer is kept. */
+export function reading(bytes: Uint8Array): Memory {
+  if (bytes !== lastRead) {
+    readMemory = memoryOf(bytes)
+    lastRead = bytes
+  }
+  return readMemory
+}
+export function writing(bytes: Uint8Array): Memory {
+  if (bytes !== lastWritten) {
+    writtenMemory = memoryOf(bytes)
+    lastWritten = bytes
+  }
+  return writtenMemory
+}
+
+/** Short runs by words; the native copy has a fixed price of about 120 bytes copied so. */
+export function copyBytes(to: Memory, at: number, from: Memory, start: number, end: number): number {
+  if (end - start > 120) {
+    from.bytes.copy(to.bytes, at, start, end)
+    return at + end - start
+  }
+  const target = to.view
+  const source = from.view
+  for (const last = end - 4; start <= last; start += 4) {
+    target.setUint32(at, source.getUint32(start))
+    at += 4
+  }
+  const { bytes } = from
+  const written = to.bytes
+  while (start < end) written[at++] = bytes[start++] as number
+  return at
 }
