@@ -79,7 +79,6 @@ export async function runCli(args: readonly string[], host: Host): Promise<numbe
     .version(host.version, '-V, --version', 'print the version')
     .helpCommand(false)
     .showSuggestionAfterError()
-    .showHelpAfterError('See crossfade --help')
     .exitOverride()
     .configureOutput({
       writeOut: (text) => host.out.write(text),

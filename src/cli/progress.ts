@@ -73,7 +73,7 @@ export function pace(): Pace {
       const span = since(recently)
       return span ? (Number(span[1].rows - span[0].rows) * 1000) / (span[1].at - span[0].at) : 0
     },
-    get left() {
+    get left(): readonly [number, number] | undefined {
       const seen = since(longAgo)
       if (!seen || seen[1].at - seen[0].at < 2000) return undefined
       const recent = timeLeft(recently)

@@ -104,7 +104,7 @@ export function countFindings(findings: readonly Finding[]): FindingCounts {
 
 /** What a preflight found, the worst first, each with what is needed and a remedy that can be copied; then the sum. Ends with a line feed. */
 export function renderFindings(findings: readonly Finding[], width: number, paint: Paint): string {
-  const idWidth = Math.min(28, Math.max(0, ...findings.map(({ id }) => widthOf(id))))
+  const idWidth = Math.min(32, Math.max(0, ...findings.map(({ id }) => widthOf(id))))
   const lines = order.flatMap((level) =>
     findings
       .filter((finding) => finding.level === level)

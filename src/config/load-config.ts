@@ -58,6 +58,8 @@ export async function loadConfig(
   const inOrder = (): readonly Facts[] => problems.toSorted((a, b) => a.offset - b.offset).map(({ facts }) => facts)
   /** What was written where a reference stood, by the node's identity. */
   const references = new Map<unknown, string>()
+  /** Values that could not be had: nothing else is said about them. */
+  const failed = new Set<unknown>()
   const readFile = (name: string): string => readFileSync(isAbsolute(name) ? name : resolve(folder, name), 'utf8')
   visit(document, {
     Scalar: (key, node) => {
@@ -66,15 +68,16 @@ export async function loadConfig(
       const { text: value, foreign, problems: found } = resolveReferences(written, { env, readFile })
       const offset = node.range?.[0] ?? 0
       for (const problem of found) problems.push({ offset, facts: { object: place(offset), ...problem } })
+      if (found.length > 0) failed.add(node)
       if (foreign) references.set(node, written)
       node.value = value
     },
   })
-  if (problems.length > 0) throw invalid(shown, inOrder())
 
   const raw: unknown = document.toJS() ?? {}
   const mask = masker(secretsOf(raw))
   const report = ({ path, on, ...facts }: Problem): void => {
+    if (failed.has(document.getIn(path, true))) return
     const name = path.map((part) => (typeof part === 'number' ? `[${part}]` : `.${part}`)).join('')
     const offset = offsetOf(document, path, on)
     const object = `${place(offset)}  ${name.replace(/^\./, '')}`.trimEnd()
@@ -96,7 +99,13 @@ export async function loadConfig(
   if (!parsed.success && convertReferences(document, raw, parsed.error.issues, references))
     parsed = fileConfig.safeParse(raw)
   if (!parsed.success) for (const problem of problemsOf(parsed.error.issues, raw, show)) report(problem)
-  if (connectors) for (const problem of await endpointProblems(raw, connectors)) report(problem)
+  const whole = (role: string): boolean => {
+    let hurt = false
+    const node = document.get(role, true)
+    if (isNode(node)) visit(node, (_, inner) => void (hurt ||= failed.has(inner)))
+    return !hurt
+  }
+  if (connectors) for (const problem of await endpointProblems(raw, connectors, whole)) report(problem)
   if (problems.length > 0 || !parsed.success) throw invalid(shown, inOrder())
 
   const warnings: Facts[] = []
@@ -195,11 +204,12 @@ const opens = { source: 'openSource', target: 'openSink', state: 'openStore' } a
 async function endpointProblems(
   raw: unknown,
   connectors: (type: string) => Promise<Connector>,
+  whole: (role: string) => boolean,
 ): Promise<readonly Problem[]> {
   const problems: Problem[] = []
   for (const role of Object.keys(opens) as (keyof typeof opens)[]) {
     const endpoint = (raw as Readonly<Record<string, unknown>> | undefined)?.[role]
-    if (typeof endpoint !== 'object' || endpoint === null || Array.isArray(endpoint)) continue
+    if (typeof endpoint !== 'object' || endpoint === null || Array.isArray(endpoint) || !whole(role)) continue
     const { type, ...rest } = endpoint as Readonly<Record<string, unknown>>
     if (typeof type !== 'string' || type === '') continue
     try {
