@@ -1,0 +1,117 @@
+import { Failure } from '../../src/errors.ts'
+import {
+  comparePositions,
+  partitionName,
+  tableName,
+  type Advance,
+  type Barrier,
+  type Effect,
+  type Mark,
+} from '../../src/model.ts'
+import type { Rows } from '../../src/rows.ts'
+import { sqlState } from './errors.ts'
+import { RoundTripError } from './frontend.ts'
+import type { Session } from './lane-session.ts'
+import { appendGuard } from './ordered.ts'
+import { ident, qualified } from './queries.ts'
+import { appendRekey } from './rekey.ts'
+import { arriveAt, finishBarrier, insertCheckpoints, selectPartitions } from './sink-queries.ts'
+
+/** One partition comes to a barrier (H17). Its checkpoint row is locked first, as in every batch, then the barrier's: of two lanes that arrive at
+ *  once the second sees the first. Whoever completes the number performs the effect in the same transaction; a checkpoint moves past the
+ *  barrier only when its partition asks after that. */
+export async function arrive(
+  session: Session,
+  barrier: Barrier,
+  advance: Advance,
+): Promise<'done' | 'waiting' | 'lost'> {
+  const { client, pipeline } = session
+  const at = advance.to
+  if (barrier.effect.kind === 'rekey') await session.plan(barrier.effect.schema)
+  const outcome = await session.durably(async () => {
+    const [now] = await selectPartitions(client, pipeline, [at], true)
+    if (!now || now.claim !== at.claim || now.hold !== at.hold || now.loose !== at.loose) return 'lost'
+    if (now.offset !== advance.from) {
+      // The answer of the call that moved it past the barrier was lost.
+      return now.offset === at.offset && comparePositions(now.mark.position, barrier.mark.position) >= 0
+        ? 'done'
+        : 'lost'
+    }
+    const { done, arrived } = await arriveAt(client, pipeline, barrier, at)
+    if (!done) {
+      const there = new Set(arrived.map(partitionName))
+      if (!barrier.partitions.every((partition) => there.has(partitionName(partition)))) return 'waiting'
+      await perform(session, barrier, at.hold !== undefined || comparePositions(barrier.mark.position, at.loose) <= 0)
+      await finishBarrier(client, pipeline, barrier)
+    }
+    appendGuard(session, [advance])
+    await session.send()
+    return 'done'
+  })
+  if (outcome === 'done' && barrier.effect.kind === 'schema') await session.forget()
+  return outcome
+}
+
+async function perform(session: Session, barrier: Barrier, mayMiss: boolean): Promise<void> {
+  const { client, pipeline } = session
+  const { effect } = barrier
+  switch (effect.kind) {
+    case 'truncate': {
+      // One statement: tables that refer to each other can only be emptied together.
+      const tables = effect.tables.map((table) => `only ${qualified(table)}`).join(', ')
+      const restart = effect.restartCounters ? ' restart identity' : ''
+      await client.query(`truncate ${tables}${restart}${effect.cascade ? ' cascade' : ''}`)
+      return
+    }
+    case 'rekey':
+      await rekey(session, mayMiss, effect, barrier.mark)
+      return
+    case 'schema': {
+      await session.targets.refresh(client)
+      const table = session.targets.get(effect.schema.table)
+      const there = new Map(table?.columns.map((column) => [column.name, column]))
+      const lacking = effect.schema.columns.filter(({ name }) => !there.has(name)).map(({ name }) => ident(name))
+      if (!table || lacking.length > 0)
+        throw new Failure('TABLE_CHANGED', {
+          object: tableName(effect.schema.table),
+          observed: table ? `the target lacks ${lacking.join(', ')}` : 'not at the target',
+          next: 'Bring the target’s table to the source’s new definition, then run again',
+        })
+      return
+    }
+    case 'repartition': {
+      const all = Array.from({ length: effect.partitions }, (_, partition) => ({ topic: effect.topic, partition }))
+      await insertCheckpoints(client, pipeline, all)
+      return
+    }
+    default:
+      effect satisfies never
+  }
+}
+
+type Rekey = Extract<Effect, { kind: 'rekey' }>
+
+/** Moves one row to its new key and sets the cells that came; what did not come stays in the row. */
+async function rekey(
+  session: Session,
+  mayMiss: boolean,
+  { schema, oldKey, newImage }: Rekey,
+  mark: Mark,
+): Promise<void> {
+  const plan = session.planned(schema)
+  appendRekey(session.out, plan, rowOf(oldKey), rowOf(newImage), mayMiss, session.name)
+  try {
+    await session.send()
+  } catch (error) {
+    if (error instanceof RoundTripError && sqlState(error.cause) === '22012')
+      throw new Failure('TARGET_DRIFTED', {
+        object: tableName(schema.table),
+        observed: `no row for change ${mark.position} ${mark.seq}`,
+      })
+    throw error
+  }
+}
+
+function rowOf(image: Uint8Array): Rows {
+  return { bytes: image, starts: Int32Array.of(0, image.length), count: 1 }
+}

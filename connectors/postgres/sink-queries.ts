@@ -1,0 +1,347 @@
+import { readFile, readdir } from 'node:fs/promises'
+import type { ClientBase } from 'pg'
+import type { Barrier, Chunk, Checkpoint, Epoch, Position, TableId, TopicPartition } from '../../src/model.ts'
+
+const folder = new URL('sql/', import.meta.url)
+
+/** Brings schema crossfade to the newest of the numbered files beside us, in one transaction; several may try at once. */
+export async function migrate(client: ClientBase): Promise<void> {
+  const files = (await readdir(folder)).filter((name) => /^\d{3}-.*\.sql$/.test(name)).toSorted()
+  const newest = Number(files.at(-1)?.slice(0, 3))
+  if ((await migrated(client)) >= newest) return
+  await client.query('begin')
+  try {
+    await client.query(`select pg_advisory_xact_lock(hashtextextended('crossfade migrations', 0))`)
+    if ((await migrated(client)) < 0) {
+      await client.query('create schema if not exists crossfade')
+      await client.query(
+        'create table crossfade.migration (number integer primary key, applied_at timestamptz not null default now())',
+      )
+    }
+    const done = await migrated(client)
+    for (const name of files) {
+      const number = Number(name.slice(0, 3))
+      if (number <= done) continue
+      await client.query(await readFile(new URL(name, folder), 'utf8'))
+      await client.query('insert into crossfade.migration (number) values ($1)', [number])
+    }
+    await client.query('commit')
+  } catch (error) {
+    await client.query('rollback').catch(() => {})
+    throw error
+  }
+}
+
+/** Number of the newest migration applied; -1 without own tables. */
+export async function migrated(client: ClientBase): Promise<number> {
+  const { rows } = await client.query<{ there: boolean }>(
+    `select to_regclass('crossfade.migration') is not null as there`,
+  )
+  if (rows[0]?.there !== true) return -1
+  const { rows: found } = await client.query<{ number: number }>(
+    'select coalesce(max(number), 0) as number from crossfade.migration',
+  )
+  return found[0]?.number ?? 0
+}
+
+type CheckpointRow = {
+  topic: string
+  part: number
+  next_offset: string
+  mark_position: string
+  mark_seq: string
+  capture_epoch: string
+  claim: string
+  hold: string | null
+  loose: string
+}
+const checkpointColumns = 'topic, part, next_offset, mark_position, mark_seq, capture_epoch, claim, hold, loose'
+
+function checkpointOf(row: CheckpointRow): Checkpoint {
+  return {
+    topic: row.topic,
+    partition: row.part,
+    offset: Number(row.next_offset),
+    mark: { position: row.mark_position as Position, seq: Number(row.mark_seq) },
+    captureEpoch: Number(row.capture_epoch),
+    claim: row.claim,
+    ...(row.hold === null ? {} : { hold: row.hold as Position }),
+    loose: row.loose as Position,
+  }
+}
+
+/** All of the pipeline, in partition order. */
+export async function selectCheckpoints(client: ClientBase, pipeline: string): Promise<readonly Checkpoint[]> {
+  const { rows } = await client.query<CheckpointRow>(
+    `select ${checkpointColumns} from crossfade.checkpoint where pipeline = $1 order by topic, part`,
+    [pipeline],
+  )
+  return rows.map(checkpointOf)
+}
+
+/** Those of `partitions` that exist, locked in partition order where `lock` says so. */
+export async function selectPartitions(
+  client: ClientBase,
+  pipeline: string,
+  partitions: readonly TopicPartition[],
+  lock: boolean,
+): Promise<readonly Checkpoint[]> {
+  const { rows } = await client.query<CheckpointRow>(
+    `select ${checkpointColumns} from crossfade.checkpoint
+      where pipeline = $1 and (topic, part) in (select t, p from unnest($2::text[], $3::int[]) u (t, p))
+      order by topic, part ${lock ? 'for no key update' : ''}`,
+    [pipeline, ...split(partitions)],
+  )
+  return rows.map(checkpointOf)
+}
+
+function split(partitions: readonly TopicPartition[]): [string[], number[]] {
+  return [partitions.map(({ topic }) => topic), partitions.map(({ partition }) => partition)]
+}
+
+/** Creates those that are missing: at the start of the log, everything held. */
+export async function insertCheckpoints(
+  client: ClientBase,
+  pipeline: string,
+  partitions: readonly TopicPartition[],
+): Promise<void> {
+  await client.query(
+    `insert into crossfade.checkpoint (pipeline, topic, part, hold)
+     select $1, t, p, '' from unnest($2::text[], $3::int[]) u (t, p) order by t, p on conflict do nothing`,
+    [pipeline, ...split(partitions)],
+  )
+}
+
+/** Locks the rows in partition order, then writes the claim into them; resolves to how many let it: a row of a higher generation does not. */
+export async function updateClaims(
+  client: ClientBase,
+  pipeline: string,
+  partitions: readonly TopicPartition[],
+  generation: number,
+  claim: string,
+): Promise<number> {
+  await selectPartitions(client, pipeline, partitions, true)
+  const { rowCount } = await client.query(
+    `update crossfade.checkpoint
+        set claim = $4, generation = $5, backend_pid = pg_backend_pid(),
+            backend_start = (select backend_start from pg_stat_activity where pid = pg_backend_pid())
+      where pipeline = $1 and (topic, part) in (select t, p from unnest($2::text[], $3::int[]) u (t, p))
+        and generation <= $5`,
+    [pipeline, ...split(partitions), claim, generation],
+  )
+  return rowCount ?? 0
+}
+
+/** Ends the sessions that hold these partitions, if they are still those that were recorded, and resolves to how many. */
+export async function terminateHolders(
+  client: ClientBase,
+  pipeline: string,
+  partitions: readonly TopicPartition[],
+): Promise<number> {
+  const { rowCount } = await client.query(
+    `select pg_terminate_backend(a.pid)
+       from (select distinct backend_pid, backend_start from crossfade.checkpoint
+              where pipeline = $1 and (topic, part) in (select t, p from unnest($2::text[], $3::int[]) u (t, p))) c
+       join pg_stat_activity a on a.pid = c.backend_pid and a.backend_start = c.backend_start
+      where a.pid <> pg_backend_pid()`,
+    [pipeline, ...split(partitions)],
+  )
+  return rowCount ?? 0
+}
+
+/** The guarded checkpoint: locks the rows in partition order, demands of each what its advance expects, writes the new ones; division by zero
+ *  unless all were as expected. $1 pipeline, $2 the steps as JSON, $3 their number. */
+export const guard = `with step as materialized (
+  select * from jsonb_to_recordset($2::jsonb) as s (t text, p int, f bigint, n bigint, m text, s bigint, e bigint, c text, h text, l text)
+), locked as materialized (
+  select c.topic, c.part from crossfade.checkpoint c join step s on c.topic = s.t and c.part = s.p
+   where c.pipeline = $1 order by c.topic, c.part for no key update of c
+), moved as (
+  update crossfade.checkpoint c
+     set next_offset = s.n, mark_position = s.m, mark_seq = s.s, capture_epoch = s.e
+    from locked l join step s on l.topic = s.t and l.part = s.p
+   where c.pipeline = $1 and c.topic = l.topic and c.part = l.part
+     and c.claim = s.c and c.next_offset = s.f and c.hold is not distinct from s.h and c.loose = s.l
+  returning 1
+)
+select 1 / (count(*) = $3::int)::int from moved`
+export const guardTypes: readonly number[] = [25, 25, 25]
+
+/** Sets hold and loose of a table's partitions. */
+export async function updateHolds(
+  client: ClientBase,
+  pipeline: string,
+  partitions: readonly TopicPartition[],
+  hold: Position | undefined,
+  loose: Position,
+): Promise<void> {
+  await selectPartitions(client, pipeline, partitions, true)
+  await client.query(
+    `update crossfade.checkpoint
+        set hold = $4, loose = case when split_part(loose, '|', 1) < split_part($5, '|', 1) then $5 else loose end
+      where pipeline = $1 and (topic, part) in (select t, p from unnest($2::text[], $3::int[]) u (t, p))`,
+    [pipeline, ...split(partitions), hold ?? null, loose],
+  )
+}
+
+/** False: a higher epoch wrote it. */
+export async function upsertCopy(
+  client: ClientBase,
+  pipeline: string,
+  table: TableId,
+  partitions: readonly TopicPartition[],
+  snapshot: Position,
+  live: boolean,
+  epoch: Epoch,
+): Promise<boolean> {
+  // A copy that begins anew knows nothing of the last one's chunks.
+  await client.query(
+    `delete from crossfade.chunk k using crossfade.copy c
+      where c.pipeline = $1 and c.table_schema = $2 and c.table_name = $3 and c.live and not $4 and c.epoch <= $5
+        and k.pipeline = c.pipeline and k.table_schema = c.table_schema and k.table_name = c.table_name`,
+    [pipeline, table.schema, table.name, live, epoch],
+  )
+  const { rowCount } = await client.query(
+    `insert into crossfade.copy as c (pipeline, table_schema, table_name, partitions, snapshot, live, epoch)
+     values ($1, $2, $3, $4, $5, $6, $7)
+     on conflict (pipeline, table_schema, table_name)
+     do update set partitions = excluded.partitions, snapshot = excluded.snapshot, live = excluded.live, epoch = excluded.epoch
+      where c.epoch <= excluded.epoch`,
+    [pipeline, table.schema, table.name, JSON.stringify(partitions), snapshot, live, epoch],
+  )
+  return rowCount === 1
+}
+
+export type CopyRow = {
+  readonly table: TableId
+  readonly partitions: readonly TopicPartition[]
+  readonly snapshot: Position
+  readonly live: boolean
+  readonly done: readonly string[]
+}
+export async function selectCopies(client: ClientBase, pipeline: string): Promise<readonly CopyRow[]> {
+  const { rows } = await client.query<CopyRow>(
+    `select json_build_object('schema', c.table_schema, 'name', c.table_name) as table, c.partitions, c.snapshot, c.live,
+            array(select k.id from crossfade.chunk k
+                   where k.pipeline = c.pipeline and k.table_schema = c.table_schema and k.table_name = c.table_name and k.done
+                   order by k.id) as done
+       from crossfade.copy c where c.pipeline = $1 order by c.table_schema, c.table_name`,
+    [pipeline],
+  )
+  return rows
+}
+
+/** Snapshot of a table's copy; with `lock` it cannot change until the transaction ends. */
+export async function selectSnapshot(
+  client: ClientBase,
+  pipeline: string,
+  table: TableId,
+  lock: boolean,
+): Promise<Position | undefined> {
+  const { rows } = await client.query<{ snapshot: Position; live: boolean }>(
+    `select snapshot, live from crossfade.copy
+      where pipeline = $1 and table_schema = $2 and table_name = $3 ${lock ? 'for share' : ''}`,
+    [pipeline, table.schema, table.name],
+  )
+  const row = rows[0]
+  return row === undefined || row.live ? undefined : row.snapshot
+}
+
+/** Notes who works on a chunk; `done` as it was; undefined: a higher epoch does. `stuck`: sessions that were on it before and still are, now ended. */
+export async function beginChunk(
+  client: ClientBase,
+  pipeline: string,
+  chunk: Chunk,
+  epoch: Epoch,
+): Promise<{ readonly done: boolean } | undefined> {
+  const { table, id } = chunk
+  await client.query(
+    `select pg_terminate_backend(a.pid)
+       from crossfade.chunk k join pg_stat_activity a on a.pid = k.backend_pid and a.backend_start = k.backend_start
+      where k.pipeline = $1 and k.table_schema = $2 and k.table_name = $3 and k.id = $4
+        and not k.done and k.epoch <= $5 and a.pid <> pg_backend_pid()`,
+    [pipeline, table.schema, table.name, id, epoch],
+  )
+  const { rows } = await client.query<{ done: boolean }>(
+    `insert into crossfade.chunk as k (pipeline, table_schema, table_name, id, epoch, backend_pid, backend_start)
+     select $1, $2, $3, $4, $5, pid, backend_start from pg_stat_activity where pid = pg_backend_pid()
+     on conflict (pipeline, table_schema, table_name, id)
+     do update set epoch = excluded.epoch, backend_pid = excluded.backend_pid, backend_start = excluded.backend_start
+      where k.epoch <= excluded.epoch
+     returning done`,
+    [pipeline, table.schema, table.name, id, epoch],
+  )
+  return rows[0]
+}
+
+/** False: another has begun it since. */
+export async function finishChunk(
+  client: ClientBase,
+  pipeline: string,
+  chunk: Chunk,
+  epoch: Epoch,
+  loaded: number,
+): Promise<boolean> {
+  const { rowCount } = await client.query(
+    `update crossfade.chunk set done = true, loaded = $6
+      where pipeline = $1 and table_schema = $2 and table_name = $3 and id = $4 and epoch = $5 and not done`,
+    [pipeline, chunk.table.schema, chunk.table.name, chunk.id, epoch, loaded],
+  )
+  return rowCount === 1
+}
+
+/** Locks the barrier's row, creating it, and counts this partition among the arrivals. */
+export async function arriveAt(
+  client: ClientBase,
+  pipeline: string,
+  barrier: Barrier,
+  at: TopicPartition,
+): Promise<{ readonly done: boolean; readonly arrived: readonly TopicPartition[] }> {
+  const id = [pipeline, barrier.mark.position, barrier.mark.seq]
+  await client.query(
+    `insert into crossfade.barrier (pipeline, position, seq, partitions) values ($1, $2, $3, $4) on conflict do nothing`,
+    [...id, JSON.stringify(barrier.partitions)],
+  )
+  const { rows } = await client.query<{ done: boolean }>(
+    'select done from crossfade.barrier where pipeline = $1 and position = $2 and seq = $3 for update',
+    id,
+  )
+  await client.query(
+    `insert into crossfade.arrival (pipeline, position, seq, topic, part) values ($1, $2, $3, $4, $5) on conflict do nothing`,
+    [...id, at.topic, at.partition],
+  )
+  const { rows: arrived } = await client.query<{ topic: string; partition: number }>(
+    'select topic, part as partition from crossfade.arrival where pipeline = $1 and position = $2 and seq = $3',
+    id,
+  )
+  return { done: rows[0]?.done === true, arrived }
+}
+
+export async function finishBarrier(client: ClientBase, pipeline: string, barrier: Barrier): Promise<void> {
+  await client.query('update crossfade.barrier set done = true where pipeline = $1 and position = $2 and seq = $3', [
+    pipeline,
+    barrier.mark.position,
+    barrier.mark.seq,
+  ])
+}
+
+/** Whether this partition has passed a barrier that is done: an answer was lost. */
+export async function hasPassed(client: ClientBase, pipeline: string, barrier: Barrier): Promise<boolean> {
+  const { rows } = await client.query<{ done: boolean }>(
+    'select done from crossfade.barrier where pipeline = $1 and position = $2 and seq = $3',
+    [pipeline, barrier.mark.position, barrier.mark.seq],
+  )
+  return rows[0]?.done === true
+}
+
+/** Sets each sequence so that `value` comes next; one that is not there is left out. */
+export async function setSequences(
+  client: ClientBase,
+  counters: readonly { readonly name: string; readonly value: bigint }[],
+): Promise<void> {
+  await client.query(
+    `select setval(to_regclass(u.name), u.value, false) from unnest($1::text[], $2::bigint[]) u (name, value)
+      where to_regclass(u.name) is not null`,
+    [counters.map(({ name }) => name), counters.map(({ value }) => String(value))],
+  )
+}

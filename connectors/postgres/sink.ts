@@ -1,0 +1,153 @@
+import type { Client } from 'pg'
+import type { Context, Sink } from '../../src/connector.ts'
+import { Failure } from '../../src/errors.ts'
+import { tableName, type Checkpoint, type Epoch, type TableCopy } from '../../src/model.ts'
+import { connect, type PostgresConfig } from './config.ts'
+import { mapError, sqlState } from './errors.ts'
+import { openLane } from './lane.ts'
+import { prepareSession, session, targetTables, type Targets } from './lane-session.ts'
+import { openReader } from './reader.ts'
+import {
+  insertCheckpoints,
+  migrate,
+  selectCheckpoints,
+  selectCopies,
+  setSequences,
+  updateHolds,
+  upsertCopy,
+} from './sink-queries.ts'
+
+/** The target. Own tables stand in its schema crossfade, the pipeline's name in every key: several pipelines may write to one target.
+ *  What only reads answers on a target without own tables as on one that is empty. */
+export async function openSink(config: PostgresConfig, { pipeline, log }: Context, signal: AbortSignal): Promise<Sink> {
+  const targets = targetTables()
+  const control = controlConnection(config, pipeline, signal)
+  await control.use(signal, async () => {})
+  return {
+    check: async () => [],
+    present: async (tables, given) =>
+      await control.use(given, async (client) => {
+        await targets.refresh(client)
+        return tables.map(({ table }) => table).filter((table) => targets.get(table) !== undefined)
+      }),
+    async prepare(tables, phase, ddl, given) {
+      await control.use(given, async (client) => {
+        if (phase === 'before') await migrate(client)
+        if (ddl) throw new Failure('UNSUPPORTED', { object: `${tables.length} tables`, observed: 'creating tables' })
+        await targets.refresh(client)
+      })
+    },
+    setCopy: async (copy, epoch, given) =>
+      await control.use(given, async (client) => await setCopy(client, pipeline, copy, epoch)),
+    copies: async (given) =>
+      await control.use(given, async (client) => await orNone(async () => await selectCopies(client, pipeline))),
+    checkpoints: async (given): Promise<readonly Checkpoint[]> =>
+      await control.use(given, async (client) => await orNone(async () => await selectCheckpoints(client, pipeline))),
+    lane: async (given) => await lane(config, pipeline, log, targets, given),
+    advance: async (counters, given) =>
+      await control.use(given, async (client) => {
+        if (counters.length > 0) await setSequences(client, counters)
+      }),
+    reader: async (given) => await openReader(config, 'now', pipeline, given),
+    [Symbol.asyncDispose]: async () => await control.close(),
+  }
+}
+
+async function lane(
+  config: PostgresConfig,
+  pipeline: string,
+  log: Context['log'],
+  targets: Targets,
+  signal: AbortSignal,
+): ReturnType<Sink['lane']> {
+  const client = await connect(config, { name: 'lane', pipeline }, signal)
+  try {
+    const durable = await prepareSession(client, pipeline, log)
+    await targets.refresh(client)
+    return openLane(session(client, pipeline, log, targets, durable))
+  } catch (error) {
+    await client.end().catch(() => {})
+    throw mapError(error)
+  }
+}
+
+async function setCopy(client: Client, pipeline: string, copy: TableCopy, epoch: Epoch): Promise<void> {
+  const { table, partitions, snapshot, live } = copy
+  await client.query(`begin; set local lock_timeout = '10s'`)
+  try {
+    if (!(await upsertCopy(client, pipeline, table, partitions, snapshot, live, epoch)))
+      throw new Failure('FENCED', { object: tableName(table), observed: `a later epoch than ${epoch} wrote its copy` })
+    await insertCheckpoints(client, pipeline, partitions)
+    // Changes after the snapshot find the rows they change; those up to it may not, for their rows may come with the copy, or be gone.
+    await updateHolds(client, pipeline, partitions, live ? undefined : snapshot, snapshot)
+    await client.query('commit')
+  } catch (error) {
+    await client.query('rollback').catch(() => {})
+    throw error
+  }
+}
+
+async function orNone<T>(read: () => Promise<readonly T[]>): Promise<readonly T[]> {
+  try {
+    return await read()
+  } catch (error) {
+    const state = sqlState(error)
+    if (state === '42P01' || state === '3F000') return []
+    throw error
+  }
+}
+
+/** One connection for short work, opened again after it was lost; calls take turns. What it commits is on disk. */
+export function controlConnection(
+  config: PostgresConfig,
+  pipeline: string,
+  opening: AbortSignal,
+): {
+  use<T>(signal: AbortSignal, work: (client: Client) => Promise<T>): Promise<T>
+  close(): Promise<void>
+} {
+  let client: Client | undefined
+  let turn: Promise<unknown> = Promise.resolve()
+  let closed = false
+  const open = async (signal: AbortSignal): Promise<Client> => {
+    const fresh = await connect(config, { name: 'control', pipeline }, signal)
+    fresh.on('end', () => {
+      if (client === fresh) client = undefined
+    })
+    const { rows } = await fresh.query<{ commit: string }>(`select current_setting('synchronous_commit') as commit`)
+    if (rows[0]?.commit === 'off') await fresh.query('set synchronous_commit = on')
+    if (closed) await fresh.end()
+    return fresh
+  }
+  const run = async <T>(signal: AbortSignal, work: (client: Client) => Promise<T>): Promise<T> => {
+    signal.throwIfAborted()
+    opening.throwIfAborted()
+    client ??= await open(signal)
+    const used = client
+    const abort = (): void => {
+      if (client === used) client = undefined
+      used.end().catch(() => {})
+    }
+    signal.addEventListener('abort', abort, { once: true })
+    try {
+      return await work(used)
+    } catch (error) {
+      if (signal.aborted) throw signal.reason
+      throw mapError(error)
+    } finally {
+      signal.removeEventListener('abort', abort)
+    }
+  }
+  return {
+    use<T>(signal: AbortSignal, work: (client: Client) => Promise<T>): Promise<T> {
+      const result = turn.then(async () => await run(signal, work))
+      turn = result.catch(() => {})
+      return result
+    },
+    async close() {
+      closed = true
+      await turn
+      await client?.end().catch(() => {})
+    },
+  }
+}
