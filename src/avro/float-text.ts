@@ -44,25 +44,25 @@ function scan(bytes: Buffer, start: number, end: number): boolean {
   let at = start
   negative = bytes[at] === 0x2d
   if (negative) at++
-  mantissa = 0
-  scale = 0
-  let digits = 0
-  let point = false
+  const first = at
+  let value = 0
+  let point = -1
   for (; at < end; at++) {
     const digit = (bytes[at] as number) - 48
-    if (digit >= 0 && digit <= 9) {
-      mantissa = mantissa * 10 + digit
-      digits++
-      if (point) scale--
-    } else if (digit === -2 && !point) point = true
+    if (digit >= 0 && digit <= 9) value = value * 10 + digit
+    else if (digit === -2 && point < 0) point = at
     else break
   }
-  if (digits === 0) return false
-  if (at === end) return true
-  if (((bytes[at] as number) | 0x20) !== 0x65) return false
-  at++
-  const minus = bytes[at] === 0x2d
-  if (minus || bytes[at] === 0x2b) at++
+  if (at - first === (point < 0 ? 0 : 1)) return false
+  mantissa = value
+  scale = point < 0 ? 0 : point + 1 - at
+  return at === end || scanExponent(bytes, at, end)
+}
+
+function scanExponent(bytes: Buffer, start: number, end: number): boolean {
+  if (((bytes[start] as number) | 0x20) !== 0x65) return false
+  const minus = bytes[start + 1] === 0x2d
+  let at = minus || bytes[start + 1] === 0x2b ? start + 2 : start + 1
   if (at >= end || end - at > 5) return false
   let exponent = 0
   for (; at < end; at++) {
