@@ -1,0 +1,377 @@
+import { heartbeatPrefix } from '../../src/connector.ts'
+import { Failure } from '../../src/errors.ts'
+import { comparePositions, type Position, type TableId, type TableSchema } from '../../src/model.ts'
+import { Op, Tag } from '../../src/rows.ts'
+import type { ChangeQueue } from './change-queue.ts'
+import { positionOf, readPosition } from './position.ts'
+
+/** What a Relation message tells of a table. Columns are the published ones in attnum order, without generated ones. */
+export type Relation = {
+  readonly oid: number
+  readonly table: TableId
+  readonly identity: 'default' | 'nothing' | 'full' | 'index'
+  readonly columns: readonly {
+    readonly name: string
+    readonly typeOid: number
+    readonly typmod: number
+    readonly key: boolean
+  }[]
+}
+/** The schema recorded for a table, or why its changes cannot be taken. Called once for each Relation message. */
+export type Lookup = (relation: Relation) => TableSchema | Failure
+
+/** Message types that frame transactions in progress. */
+export const Frame = { streamStart: 0x53, streamStop: 0x45, streamCommit: 0x63, streamAbort: 0x41 } as const
+const Type = {
+  begin: 0x42,
+  commit: 0x43,
+  origin: 0x4f,
+  relation: 0x52,
+  type: 0x59,
+  insert: 0x49,
+  update: 0x55,
+  delete: 0x44,
+  truncate: 0x54,
+  message: 0x4d,
+} as const
+const TupleKind = { key: 0x4b, old: 0x4f, new: 0x4e } as const
+const identities = { d: 'default', n: 'nothing', f: 'full', i: 'index' } as const
+/** 2000, where the server's clock begins, in ms since 1970. */
+const serverEpoch = 946_684_800_000
+
+export type StreamCommit = { readonly xid: number; readonly position: Position; readonly committedAt: number }
+
+/** Turns messages of the output plugin, protocols 1-4, into events. Pure and bounded: bytes that make no sense are STREAM_MALFORMED. */
+export interface Decoder {
+  /** A transaction's messages are being decoded: its commit is still to come. */
+  readonly open: boolean
+  /** Every event up to here was handed to the queue; '' before the first. */
+  readonly reached: Position
+  /** One whole message; `streamed`: of a transaction in progress, so that its transaction's number stands after its type. Throws Failure. */
+  decode(message: Buffer, streamed: boolean): void
+  /** Brackets for the messages of a transaction that came in progress. */
+  begin(commit: StreamCommit): void
+  commit(position: Position): void
+  /** A message of our own, without content, that stands before all that is to come. */
+  prompt(position: Position, committedAt: number): void
+}
+
+export type DecoderOptions = {
+  readonly queue: ChangeQueue
+  readonly lookup: Lookup
+  /** Changes made by an origin of this name are our own reverse writes, and dropped. */
+  readonly ours: (origin: string) => boolean
+  /** Transactions and messages up to here are left out. */
+  readonly after: Position
+  /** Ms since 1970; messages carry no time of their own. */
+  readonly clock: () => number
+  /** Each transaction, kept or not, and each message between them. */
+  readonly onDecoded?: (position: Position, xid: number | undefined) => void
+}
+
+export function decoder(options: DecoderOptions): Decoder {
+  return new PgoutputDecoder(options)
+}
+
+/** The transaction a message of a transaction in progress belongs to; itself or a part of it that may still be aborted. */
+export function messageXid(message: Buffer): number | undefined {
+  return message[0] === Type.origin ? undefined : message.readUInt32BE(1)
+}
+/** Relations are needed even where the part that brought them is aborted: the server sends them once. */
+export function survivesAbort(message: Buffer): boolean {
+  return message[0] === Type.relation
+}
+export function readStreamStart(message: Buffer): number {
+  return guarded(message, () => exactly(message, 6).readUInt32BE(1))
+}
+export function readStreamCommit(message: Buffer): StreamCommit {
+  return guarded(message, () => ({
+    xid: exactly(message, 30).readUInt32BE(1),
+    position: readPosition(message, 6),
+    committedAt: readClock(message, 22),
+  }))
+}
+export function readStreamAbort(message: Buffer): { readonly xid: number; readonly part: number } {
+  // With parallel streaming, which we do not ask for, place and time follow.
+  return guarded(message, () => ({ xid: message.readUInt32BE(1), part: message.readUInt32BE(5) }))
+}
+
+class PgoutputDecoder implements Decoder {
+  open = false
+  reached: Position
+  readonly #queue: ChangeQueue
+  readonly #options: DecoderOptions
+  readonly #relations = new Map<number, TableSchema | Failure>()
+  #position = '' as Position
+  #committedAt = 0
+  /** Messages of the open transaction are read but not handed on. */
+  #dropped = false
+  #messages: { readonly prefix: string; readonly content: Uint8Array }[] = []
+  /** The tuple walked last has absent cells. */
+  #absent = false
+  #relationOid = -1
+  #schema: TableSchema | undefined
+
+  constructor(options: DecoderOptions) {
+    this.#options = options
+    this.#queue = options.queue
+    this.reached = options.after
+  }
+
+  decode(message: Buffer, streamed: boolean): void {
+    // Not `guarded`: no closure for each row.
+    try {
+      this.#decode(message, streamed ? 5 : 1)
+    } catch (error) {
+      throw cutOff(message, error)
+    }
+  }
+
+  begin({ xid, position, committedAt }: StreamCommit): void {
+    if (this.open) throw malformed('a transaction begins inside another')
+    this.open = true
+    this.#position = position
+    this.#committedAt = committedAt
+    this.#dropped = comparePositions(position, this.#options.after) <= 0
+    this.#messages = []
+    this.#queue.begin(position, committedAt, String(xid))
+    this.#options.onDecoded?.(position, xid)
+  }
+
+  commit(position: Position): void {
+    if (!this.open || position !== this.#position) throw malformed(`commit at ${position}, begun for ${this.#position}`)
+    if (!this.#dropped) {
+      for (const { prefix, content } of this.#messages) {
+        this.#queue.message(position, this.#committedAt, prefix, content)
+      }
+      this.reached = position
+    }
+    this.#messages = []
+    this.open = false
+  }
+
+  prompt(position: Position, committedAt: number): void {
+    this.#queue.message(position, committedAt, heartbeatPrefix, new Uint8Array(0))
+    this.reached = position
+  }
+
+  #decode(message: Buffer, at: number): void {
+    switch (message[0]) {
+      case Type.insert:
+        return this.#insert(message, at)
+      case Type.update:
+        return this.#update(message, at)
+      case Type.delete:
+        return this.#delete(message, at)
+      case Type.begin:
+        exactly(message, 21)
+        return this.begin({
+          position: readPosition(message, 1),
+          committedAt: readClock(message, 9),
+          xid: message.readUInt32BE(17),
+        })
+      case Type.commit:
+        return this.commit(readPosition(exactly(message, 26), 2))
+      case Type.relation:
+        return this.#relation(message, at)
+      case Type.origin: {
+        // Has no transaction's number, streamed or not.
+        const name = readName(message, 9)
+        if (!this.open) throw malformed('an origin outside of a transaction')
+        if (this.#options.ours(name)) this.#dropped = true
+        return
+      }
+      case Type.truncate:
+        return this.#truncate(message, at)
+      case Type.message:
+        return this.#message(message, at)
+      case Type.type:
+        return
+      default:
+        throw malformed(`message type ${message[0]}`)
+    }
+  }
+
+  #insert(message: Buffer, at: number): void {
+    const schema = this.#table(message.readUInt32BE(at))
+    if (message[at + 4] !== TupleKind.new) throw malformed('an insert without a new row')
+    const start = at + 5
+    this.#toEnd(message, start, schema)
+    if (schema) this.#queue.change(schema, Op.insert, message, start, start, start, message.length, false)
+  }
+
+  #update(message: Buffer, at: number): void {
+    const schema = this.#table(message.readUInt32BE(at))
+    let start = at + 5
+    let oldStart = start
+    let oldEnd = start
+    let kind = message[at + 4]
+    let whole = false
+    if (kind === TupleKind.key || kind === TupleKind.old) {
+      whole = kind === TupleKind.old
+      oldEnd = this.#walk(message, oldStart, schema)
+      kind = message[oldEnd]
+      start = oldEnd + 1
+    }
+    if (kind !== TupleKind.new) throw malformed('an update without a new row')
+    this.#toEnd(message, start, schema)
+    if (!schema) return
+    if (whole && message.readUInt16BE(oldStart) !== message.readUInt16BE(start)) throw malformed('rows of two widths')
+    this.#queue.change(schema, Op.update, message, oldStart, oldEnd, start, message.length, whole && this.#absent)
+  }
+
+  #delete(message: Buffer, at: number): void {
+    const schema = this.#table(message.readUInt32BE(at))
+    const kind = message[at + 4]
+    if (kind !== TupleKind.key && kind !== TupleKind.old) throw malformed('a delete without an old row')
+    const start = at + 5
+    this.#toEnd(message, start, schema)
+    const end = message.length
+    if (schema) this.#queue.change(schema, Op.delete, message, start, end, end, end, false)
+  }
+
+  #truncate(message: Buffer, at: number): void {
+    const count = message.readUInt32BE(at)
+    const options = message.readUInt8(at + 4)
+    if (count === 0 || message.length !== at + 5 + 4 * count) throw malformed('a truncate of the wrong length')
+    const tables: TableId[] = []
+    for (let i = 0; i < count; i++) {
+      const schema = this.#table(message.readUInt32BE(at + 5 + 4 * i))
+      if (schema) tables.push(schema.table)
+    }
+    if (this.#dropped) return
+    this.#queue.effect({
+      kind: 'truncate',
+      tables,
+      cascade: (options & 1) !== 0,
+      restartCounters: (options & 2) !== 0,
+    })
+  }
+
+  #message(message: Buffer, at: number): void {
+    const transactional = (message.readUInt8(at) & 1) !== 0
+    const end = message.readBigUInt64BE(at + 1)
+    const prefix = readName(message, at + 9)
+    const start = message.indexOf(0, at + 9) + 1
+    const length = message.readUInt32BE(start)
+    if (start + 4 + length !== message.length) throw malformed('a message of the wrong length')
+    if (transactional && !this.open) throw malformed('a transactional message outside of a transaction')
+    if (transactional && this.#dropped) return
+    const content = Uint8Array.from(message.subarray(start + 4))
+    if (transactional) {
+      // It stands behind the changes of its transaction, whose position it shares.
+      this.#messages.push({ prefix, content })
+      return
+    }
+    // The server names the record's end, where the next commit may start: the byte before lies inside the record.
+    const position = positionOf(end - 1n)
+    if (comparePositions(position, this.reached) <= 0) return
+    this.reached = position
+    this.#options.onDecoded?.(position, undefined)
+    this.#queue.message(position, this.#options.clock(), prefix, content)
+  }
+
+  #relation(message: Buffer, at: number): void {
+    const relation = readRelation(message, at)
+    this.#relations.set(relation.oid, this.#options.lookup(relation))
+    this.#relationOid = -1
+  }
+
+  /** Of the open transaction's row; undefined where it is dropped. Most rows are of the table of the row before. */
+  #table(oid: number): TableSchema | undefined {
+    if (!this.open) throw malformed('a row outside of a transaction')
+    if (this.#dropped) return undefined
+    if (oid === this.#relationOid) return this.#schema
+    const known = this.#relations.get(oid)
+    if (known === undefined) throw malformed(`a row of table ${oid}, which was not described`)
+    if (known instanceof Failure) throw known
+    this.#relationOid = oid
+    this.#schema = known
+    return known
+  }
+
+  #toEnd(message: Buffer, at: number, schema: TableSchema | undefined): void {
+    if (this.#walk(message, at, schema) !== message.length) throw malformed('bytes behind a row')
+  }
+
+  /** The end of the tuple at `at`, each cell of which lies inside the message. Its layout is the row image's. */
+  #walk(message: Buffer, at: number, schema: TableSchema | undefined): number {
+    const cells = message.readUInt16BE(at)
+    if (schema !== undefined && cells !== schema.columns.length) {
+      throw malformed(`a row of ${cells} columns instead of ${schema.columns.length}`)
+    }
+    const end = message.length
+    let next = at + 2
+    this.#absent = false
+    for (let left = cells; left > 0; left--) {
+      const tag = message[next++]
+      if (tag === Tag.text) {
+        const length = message.readInt32BE(next)
+        next += 4 + length
+        if (length < 0 || next > end) throw malformed('a cell beyond its message')
+      } else if (tag === Tag.absent) this.#absent = true
+      else if (tag !== Tag.null) throw malformed(`cell tag ${tag}`)
+    }
+    return next
+  }
+}
+
+function readRelation(message: Buffer, at: number): Relation {
+  const oid = message.readUInt32BE(at)
+  let next = at + 4
+  const name = (): string => {
+    const text = readName(message, next)
+    next = message.indexOf(0, next) + 1
+    return text
+  }
+  const table = { schema: name() || 'pg_catalog', name: name() }
+  const identity = identities[String.fromCharCode(message.readUInt8(next)) as keyof typeof identities]
+  if (identity === undefined) throw malformed(`replica identity ${message[next]}`)
+  const count = message.readUInt16BE(next + 1)
+  next += 3
+  const columns = []
+  for (let i = 0; i < count; i++) {
+    const key = (message.readUInt8(next++) & 1) !== 0
+    columns.push({ name: name(), typeOid: message.readUInt32BE(next), typmod: message.readInt32BE(next + 4), key })
+    next += 8
+  }
+  if (next !== message.length) throw malformed('bytes behind a table')
+  return { oid, table, identity, columns }
+}
+
+/** Text up to the zero byte. */
+function readName(message: Buffer, at: number): string {
+  const end = message.indexOf(0, at)
+  if (end < 0 || at > message.length) throw malformed('a name without an end')
+  return message.toString('utf8', at, end)
+}
+
+/** Microseconds since 2000 to ms since 1970. */
+function readClock(message: Buffer, at: number): number {
+  const microseconds = message.readInt32BE(at) * 0x1_0000_0000 + message.readUInt32BE(at + 4)
+  return serverEpoch + Math.floor(microseconds / 1000)
+}
+
+function exactly(message: Buffer, length: number): Buffer {
+  if (message.length !== length) throw malformed(`${message.length} bytes instead of ${length}`)
+  return message
+}
+
+function malformed(observed: string): Failure {
+  return new Failure('STREAM_MALFORMED', { observed })
+}
+
+function guarded<T>(message: Buffer, read: () => T): T {
+  try {
+    return read()
+  } catch (error) {
+    throw cutOff(message, error)
+  }
+}
+
+/** Reads beyond the end are errors of the buffer's own methods. */
+function cutOff(message: Buffer, error: unknown): unknown {
+  if (!(error instanceof RangeError)) return error
+  const observed = `message type ${message[0]} of ${message.length} bytes ends too early`
+  return new Failure('STREAM_MALFORMED', { observed, cause: error })
+}

@@ -1,0 +1,141 @@
+import { Failure } from '../../src/errors.ts'
+import { tableName, type TableId, type TableSchema } from '../../src/model.ts'
+import type { StateStore } from '../../src/coordinate/state-store.ts'
+import type { Lookup, Relation } from './pgoutput.ts'
+import type { PublicationRow, PublishedRow, System } from './source-queries.ts'
+
+/** What the source must recognise after a restart. `making`: nothing was handed out yet, so what there is may be made again. */
+export type Retained = System & {
+  readonly state: 'making' | 'made' | 'released'
+  /** Place from which the slot kept everything, 16 hex digits. */
+  readonly consistentPoint: string
+  readonly publication: PublicationRow
+}
+
+const key = 'source/retained'
+const identities = { default: 'd', nothing: 'n', full: 'f', index: 'i' } as const
+
+export async function loadRetained(state: StateStore, signal: AbortSignal): Promise<Retained | undefined> {
+  const stored = await state.get(key, signal)
+  const retained = stored?.value as Retained | undefined
+  return retained?.state === 'released' ? undefined : retained
+}
+/** One process holds the source's lease: another writer here has taken over. */
+export async function saveRetained(state: StateStore, retained: Retained, signal: AbortSignal): Promise<void> {
+  const stored = await state.get(key, signal)
+  const revision = await state.put(key, retained, stored?.revision ?? 0, signal)
+  if (revision === undefined) throw new Failure('FENCED', { object: key, observed: 'another worker wrote it' })
+}
+
+/**
+ * Compares the publication and its tables with what was recorded. What cannot be proved harmless is PUBLICATION_CHANGED
+ * or TABLE_CHANGED. `expected`: tables that may be in it beside the recorded ones.
+ */
+export function checkPublication(
+  name: string,
+  recorded: PublicationRow,
+  now: PublicationRow | undefined,
+  expected: ReadonlySet<string>,
+): void {
+  const object = `publication ${name}`
+  const changed = (observed: string): Failure => new Failure('PUBLICATION_CHANGED', { object, observed })
+  if (!now) throw changed('it was dropped')
+  if (now.oid !== recorded.oid) throw changed('it was dropped and created again')
+  if (now.options !== recorded.options) throw changed(`its options are ${now.options}, recorded were ${recorded.options}`)
+  const found = new Map(now.relations.map((row) => [row.oid, row]))
+  for (const row of recorded.relations) {
+    const current = found.get(row.oid)
+    if (!current) throw changed(`table ${tableName(row)} is no longer in it`)
+    if (current.filtered) throw changed(`table ${tableName(row)} has a row filter or a list of columns`)
+    const difference = tableDifference(row, current)
+    if (difference !== undefined) throw new Failure('TABLE_CHANGED', { object: tableName(row), observed: difference })
+  }
+  const known = new Set(recorded.relations.map((row) => row.oid))
+  for (const row of now.relations) {
+    if (!known.has(row.oid) && !expected.has(tableName(row))) throw changed(`table ${tableName(row)} was added to it`)
+  }
+}
+
+/** In words, or undefined. A rewrite alone (VACUUM FULL, CLUSTER, and TRUNCATE, which is streamed) changes no row. */
+export function tableDifference(recorded: PublishedRow, now: PublishedRow): string | undefined {
+  if (now.schema !== recorded.schema || now.name !== recorded.name) return `it is called ${tableName(now)} now`
+  const columns = columnDifference(
+    recorded.attributes.map(([number, name, , , type]) => `${name} ${type} (number ${number})`),
+    now.attributes.map(([number, name, , , type]) => `${name} ${type} (number ${number})`),
+  )
+  if (columns !== undefined) return columns
+  if (now.identity !== recorded.identity) return 'its replica identity changed'
+  if (now.relfilenode !== recorded.relfilenode && now.touched !== recorded.touched) {
+    return 'it was rewritten and its columns were altered'
+  }
+  const leaves = new Set(recorded.leaves)
+  if (now.leaves.length !== leaves.size || now.leaves.some((leaf) => !leaves.has(leaf))) return 'its partitions changed'
+  return undefined
+}
+
+function columnDifference(recorded: readonly string[], now: readonly string[]): string | undefined {
+  const gone = recorded.filter((column) => !now.includes(column))
+  const come = now.filter((column) => !recorded.includes(column))
+  if (gone.length === 0 && come.length === 0) return undefined
+  const parts = []
+  if (gone.length > 0) parts.push(`recorded: ${gone.join(', ')}`)
+  if (come.length > 0) parts.push(`found: ${come.join(', ')}`)
+  return `columns differ, ${parts.join('; ')}`
+}
+
+/** Which schema the core goes by must be the table that was recorded. */
+export function checkSchema(schema: TableSchema, recorded: PublishedRow): void {
+  const difference = columnDifference(
+    recorded.attributes.map(([, name, , , type]) => `${name} ${type}`),
+    schema.columns.map(({ name, type }) => `${name} ${type}`),
+  )
+  if (difference !== undefined) {
+    throw new Failure('TABLE_CHANGED', { object: tableName(schema.table), observed: difference })
+  }
+}
+
+/** Finds the schema of a table of the stream, and whether the stream sends it as it was recorded. */
+export function lookup(
+  tables: () => readonly PublishedRow[],
+  schemas: ReadonlyMap<string, TableSchema>,
+): Lookup {
+  return (relation) => {
+    const object = tableName(relation.table)
+    const changed = (observed: string): Failure => new Failure('TABLE_CHANGED', { object, observed })
+    const recorded = tables().find((row) => row.oid === relation.oid)
+    if (!recorded) return changed('it was not recorded: a partition or table added since')
+    const schema = schemas.get(tableName(recorded))
+    if (!schema) return changed('its changes arrive, but it is not among the tables of this pipeline')
+    const difference = relationDifference(relation, recorded, schema)
+    return difference === undefined ? schema : changed(difference)
+  }
+}
+
+function relationDifference(relation: Relation, recorded: PublishedRow, schema: TableSchema): string | undefined {
+  const { schema: namespace, name } = relation.table
+  if (namespace !== recorded.schema || name !== recorded.name) return `it was called ${tableName(recorded)}`
+  if (!recorded.identity.startsWith(identities[relation.identity])) return 'its replica identity changed'
+  const print = (name: string, type: number, typmod: number): string => `${name} type ${type}/${typmod}`
+  const difference = columnDifference(
+    recorded.attributes.map(([, name, type, typmod]) => print(name, type, typmod)),
+    relation.columns.map(({ name, typeOid, typmod }) => print(name, typeOid, typmod)),
+  )
+  if (difference !== undefined) return difference
+  const order = relation.columns.findIndex(({ name }, i) => schema.columns[i]?.name !== name)
+  if (order >= 0 || relation.columns.length !== schema.columns.length) return 'its columns have another order'
+  if (relation.identity === 'full' || schema.key.length === 0) return undefined
+  const keyed = relation.columns.flatMap(({ key: inKey }, i) => (inKey ? [i] : []))
+  return keyed.length === schema.key.length && keyed.every((i) => schema.key.includes(i))
+    ? undefined
+    : 'its key columns changed'
+}
+
+/** The tables, and partitioned tables all of whose leaves are among them: a partition added later is then noticed. */
+export function withRoots(
+  tables: readonly TableId[],
+  roots: readonly { readonly schema: string; readonly name: string; readonly leaves: readonly TableId[] }[],
+): readonly TableId[] {
+  const names = new Set(tables.map(tableName))
+  const whole = roots.filter((root) => root.leaves.every((leaf) => names.has(tableName(leaf))))
+  return [...tables, ...whole.map(({ schema, name }) => ({ schema, name }))]
+}

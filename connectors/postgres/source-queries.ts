@@ -1,0 +1,274 @@
+import type pg from 'pg'
+import type { TableId } from '../../src/model.ts'
+import { ident, literal, qualified } from './queries.ts'
+
+export async function selectServerVersion(client: pg.ClientBase): Promise<number> {
+  const { rows } = await client.query<{ server_version_num: string }>('show server_version_num')
+  return Number(rows[0]?.server_version_num)
+}
+
+export type System = { readonly systemId: string; readonly timeline: number; readonly database: string }
+/** On a replication connection. */
+export async function identifySystem(client: pg.ClientBase): Promise<System> {
+  const { rows } = await client.query<{ systemid: string; timeline: number | string; dbname: string }>('IDENTIFY_SYSTEM')
+  return { systemId: rows[0]?.systemid ?? '', timeline: Number(rows[0]?.timeline), database: rows[0]?.dbname ?? '' }
+}
+/** Lines `timeline, place where it was left, why`. On a replication connection. */
+export async function timelineHistory(client: pg.ClientBase, timeline: number): Promise<string> {
+  const { rows } = await client.query<{ content: string | Buffer }>(`TIMELINE_HISTORY ${timeline}`)
+  return String(rows[0]?.content ?? '')
+}
+
+export type SlotRow = {
+  plugin: string
+  database: string
+  active_pid: number | null
+  restart_lsn: string | null
+  confirmed_flush_lsn: string | null
+  wal_status: string | null
+  safe_wal_size: string | null
+  /** From version 17 on. */
+  invalidation_reason: string | null
+  wal_lsn: string
+  insert_lsn: string
+}
+/** With the places written and inserted up to in the log, at or after every commit visible before. */
+export async function selectSlot(client: pg.ClientBase, slot: string): Promise<SlotRow | undefined> {
+  const { rows } = await client.query<SlotRow>(
+    `select plugin, database, active_pid, restart_lsn, confirmed_flush_lsn, wal_status, safe_wal_size,
+            to_jsonb(s) ->> 'invalidation_reason' as invalidation_reason,
+            pg_current_wal_lsn() as wal_lsn, pg_current_wal_insert_lsn() as insert_lsn
+       from pg_replication_slots s where slot_name = $1`,
+    [slot],
+  )
+  return rows[0]
+}
+/** On a replication connection: waits for every transaction that is open now. */
+export async function createSlot(
+  client: pg.ClientBase,
+  slot: string,
+  temporary: boolean,
+  serverVersion: number,
+): Promise<{ readonly consistent_point: string; readonly snapshot_name: string }> {
+  const kind = `${ident(slot)}${temporary ? ' TEMPORARY' : ''} LOGICAL pgoutput`
+  const failover = serverVersion >= 170_000 && !temporary ? ', FAILOVER true' : ''
+  const options = serverVersion >= 150_000 ? `(SNAPSHOT 'export'${failover})` : 'EXPORT_SNAPSHOT'
+  const { rows } = await client.query<{ consistent_point: string; snapshot_name: string }>(
+    `CREATE_REPLICATION_SLOT ${kind} ${options}`,
+  )
+  if (!rows[0]) throw new RangeError('the server created a slot and says nothing of it')
+  return rows[0]
+}
+export async function dropSlot(client: pg.ClientBase, slot: string): Promise<void> {
+  await client.query(
+    'select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1',
+    [slot],
+  )
+}
+
+/** Of a process that streams; undefined where it is hidden from us or gone. */
+export async function selectApplicationName(client: pg.ClientBase, pid: number): Promise<string | undefined> {
+  const { rows } = await client.query<{ application_name: string | null }>(
+    'select application_name from pg_stat_activity where pid = $1',
+    [pid],
+  )
+  return rows[0]?.application_name ?? undefined
+}
+export async function terminateBackend(client: pg.ClientBase, pid: number): Promise<void> {
+  await client.query('select pg_terminate_backend($1)', [pid])
+}
+export async function cancelBackend(client: pg.ClientBase, pid: number): Promise<void> {
+  await client.query('select pg_cancel_backend($1)', [pid])
+}
+/** What the creation of a slot waits for, oldest first: any transaction with an id, of any database, prepared ones too. */
+export async function selectBlockers(client: pg.ClientBase, besides: number): Promise<readonly string[]> {
+  const { rows } = await client.query<{ blocker: string }>(
+    `select blocker from (
+       select a.xact_start as since,
+              format('pid %s (%s, %s, %s, since %s)', l.pid, coalesce(a.usename, '?'),
+                     coalesce(nullif(a.application_name, ''), 'no application name'), coalesce(a.state, '?'),
+                     coalesce(to_char(a.xact_start, 'HH24:MI:SS'), '?')) as blocker
+         from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+        where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
+          and l.pid is not null and l.pid not in ($1, pg_backend_pid())
+       union all
+       select p.prepared, format('prepared transaction %L of %s in %s', p.gid, p.owner, p.database) from pg_prepared_xacts p
+     ) x order by since nulls last limit 20`,
+    [besides],
+  )
+  return rows.map((row) => row.blocker)
+}
+/** Takes over an exported snapshot in a transaction of this session, and exports it again. */
+export async function adoptSnapshot(client: pg.ClientBase, snapshot: string): Promise<string> {
+  await client.query('begin isolation level repeatable read read only')
+  await client.query(`set transaction snapshot ${literal(snapshot)}`)
+  const { rows } = await client.query<{ id: string }>('select pg_export_snapshot() as id')
+  return rows[0]?.id ?? ''
+}
+
+export async function createPublication(
+  client: pg.ClientBase,
+  publication: string,
+  tables: readonly TableId[],
+): Promise<void> {
+  const list = tables.length === 0 ? '' : `for table ${tables.map(only).join(', ')}`
+  await client.query(
+    `create publication ${ident(publication)} ${list}
+       with (publish = 'insert, update, delete, truncate', publish_via_partition_root = false)`,
+  )
+}
+export async function addToPublication(
+  client: pg.ClientBase,
+  publication: string,
+  tables: readonly TableId[],
+): Promise<void> {
+  await client.query(`alter publication ${ident(publication)} add table ${tables.map(only).join(', ')}`)
+}
+export async function dropPublication(client: pg.ClientBase, publication: string): Promise<void> {
+  await client.query(`drop publication if exists ${ident(publication)}`)
+}
+function only(table: TableId): string {
+  return `only ${qualified(table)}`
+}
+
+export type PublicationRow = { oid: number; options: string; relations: readonly PublishedRow[] }
+export type PublishedRow = {
+  readonly oid: number
+  readonly schema: string
+  readonly name: string
+  /** r, or p of a partitioned table. */
+  readonly kind: string
+  readonly relfilenode: number
+  /** Replica identity, with the index it rests on. */
+  readonly identity: string
+  /** By the publication: a row filter or a list of columns. */
+  readonly filtered: boolean
+  /** Published columns: number, name, type, modifier, type as printed. */
+  readonly attributes: readonly (readonly [number, string, number, number, string])[]
+  /** Changes whenever any attribute was touched. */
+  readonly touched: string
+  /** Of a partitioned table: its leaves. */
+  readonly leaves: readonly number[]
+}
+const published = `
+  select c.oid::int8 as oid, n.nspname as schema, c.relname as name, c.relkind as kind, c.relfilenode::int8 as relfilenode,
+         c.relreplident::text || ' ' || coalesce(
+           (select min(i.indexrelid::int8) from pg_index i where i.indrelid = c.oid
+             and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident else false end), 0) as identity,
+         coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') is not null as filtered,
+         coalesce((select json_agg(json_build_array(a.attnum, a.attname, a.atttypid::int8, a.atttypmod,
+                                                    format_type(a.atttypid, a.atttypmod)) order by a.attnum)
+                     from pg_attribute a
+                    where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''), '[]') as attributes,
+         (select md5(string_agg(a.xmin::text || ' ' || a.attnum, ',' order by a.attnum))
+            from pg_attribute a where a.attrelid = c.oid and a.attnum > 0) as touched,
+         case when c.relkind = 'p' then
+           coalesce((select json_agg(t.relid::oid::int8 order by t.relid::oid) from pg_partition_tree(c.oid) t where t.isleaf), '[]')
+           else '[]' end as leaves
+    from pg_publication_rel r join pg_class c on c.oid = r.prrelid join pg_namespace n on n.oid = c.relnamespace
+   where r.prpubid = p.oid`
+const options = (serverVersion: number): string =>
+  `(to_jsonb(p) - 'oid' - 'pubname' - 'pubowner')::text || ${
+    serverVersion >= 150_000
+      ? `(select count(*) from pg_publication_namespace s where s.pnpubid = p.oid)::text`
+      : `'0'`
+  }`
+/** All of a publication that a change must be noticed of; undefined where there is none. */
+export async function selectPublication(
+  client: pg.ClientBase,
+  publication: string,
+  serverVersion: number,
+): Promise<PublicationRow | undefined> {
+  const { rows } = await client.query<PublicationRow>(
+    `select p.oid, ${options(serverVersion)} as options,
+            coalesce((select json_agg(x order by x.oid) from (${published}) x), '[]') as relations
+       from pg_publication p where p.pubname = $1`,
+    [publication],
+  )
+  return rows[0]
+}
+/** A digest of the same, to be compared about once a second. */
+export async function selectPublicationDigest(
+  client: pg.ClientBase,
+  publication: string,
+  serverVersion: number,
+): Promise<string | undefined> {
+  const { rows } = await client.query<{ digest: string }>(
+    `select md5(concat_ws('|', p.oid, ${options(serverVersion)},
+                          (select string_agg(x::text, '|' order by x.oid) from (${published}) x))) as digest
+       from pg_publication p where p.pubname = $1`,
+    [publication],
+  )
+  return rows[0]?.digest
+}
+/** Partitioned tables above these tables, each with all its leaves. */
+export async function selectRoots(
+  client: pg.ClientBase,
+  tables: readonly TableId[],
+): Promise<readonly { readonly schema: string; readonly name: string; readonly leaves: readonly TableId[] }[]> {
+  const { rows } = await client.query<{ schema: string; name: string; leaves: TableId[] }>(
+    `select rn.nspname as schema, r.relname as name,
+            (select json_agg(json_build_object('schema', ln.nspname, 'name', l.relname))
+               from pg_partition_tree(r.oid) t join pg_class l on l.oid = t.relid join pg_namespace ln on ln.oid = l.relnamespace
+              where t.isleaf) as leaves
+       from pg_class r join pg_namespace rn on rn.oid = r.relnamespace
+      where r.relkind = 'p' and r.oid in (
+        select a.relid from json_to_recordset($1) as w (schema text, name text)
+          join pg_namespace n on n.nspname = w.schema join pg_class c on c.relnamespace = n.oid and c.relname = w.name
+         cross join pg_partition_ancestors(c.oid) a (relid)
+         where c.relispartition)
+      order by 1, 2`,
+    [JSON.stringify(tables)],
+  )
+  return rows
+}
+
+/** Not transactional: at its place in the log at once. */
+export async function emitMessage(client: pg.ClientBase, prefix: string, content: Uint8Array): Promise<void> {
+  await client.query('select pg_logical_emit_message(false, $1, $2::bytea)', [prefix, Buffer.from(content)])
+}
+/** A snapshot, by the low 32 bits of the ids as in the stream: transactions in progress, and the first id not given out yet. */
+export type Transactions = { readonly next: number; readonly inProgress: ReadonlySet<number> }
+export async function selectInProgress(client: pg.ClientBase): Promise<Transactions> {
+  const { rows } = await client.query<{ snapshot: string }>('select pg_current_snapshot()::text as snapshot')
+  const [, next = '0', list = ''] = (rows[0]?.snapshot ?? '').split(':')
+  const low = (xid: string): number => Number(BigInt(xid) & 0xffff_ffffn)
+  return { next: low(next), inProgress: new Set(list === '' ? [] : list.split(',').map(low)) }
+}
+
+export type SequenceRow = { readonly schema: string; readonly name: string; readonly increment: string }
+/** Sequences owned by a column of these tables or used by its default. */
+export async function selectSequences(
+  client: pg.ClientBase,
+  tables: readonly TableId[],
+): Promise<readonly SequenceRow[]> {
+  const { rows } = await client.query<SequenceRow>(
+    `with w as (
+       select c.oid from json_to_recordset($1) as w (schema text, name text)
+         join pg_namespace n on n.nspname = w.schema join pg_class c on c.relnamespace = n.oid and c.relname = w.name),
+     related as (
+       select oid from w union select a.relid::oid from w cross join pg_partition_ancestors(w.oid) a (relid)),
+     used as (
+       select d.objid as oid from pg_depend d join related on related.oid = d.refobjid
+        where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.deptype in ('a', 'i')
+          and d.refobjsubid > 0
+       union
+       select d.refobjid from pg_attrdef f join related on related.oid = f.adrelid
+         join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = f.oid and d.refclassid = 'pg_class'::regclass)
+     select n.nspname as schema, s.relname as name, q.seqincrement as increment
+       from used join pg_class s on s.oid = used.oid and s.relkind = 'S' join pg_namespace n on n.oid = s.relnamespace
+       join pg_sequence q on q.seqrelid = s.oid
+      order by 1, 2`,
+    [JSON.stringify(tables)],
+  )
+  return rows
+}
+export async function selectSequenceState(
+  client: pg.ClientBase,
+  sequence: TableId,
+): Promise<{ readonly last_value: string; readonly is_called: boolean } | undefined> {
+  const { rows } = await client.query<{ last_value: string; is_called: boolean }>(
+    `select last_value, is_called from ${qualified(sequence)}`,
+  )
+  return rows[0]
+}
