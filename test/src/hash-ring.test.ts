@@ -53,7 +53,7 @@ test('one more partition takes its share, and nothing else moves', () => {
 
 test('partitions get about the same number of keys', () => {
   for (const n of [2, 8, 64]) {
-    const counts = new Array<number>(n).fill(0)
+    const counts = Array.from({ length: n }, () => 0)
     for (let i = 0; i < n * 2_000; i++) {
       const partition = of(n, keyOf(i))
       counts[partition] = (counts[partition] ?? 0) + 1

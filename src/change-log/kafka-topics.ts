@@ -1,0 +1,205 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import kafkajs, { type Admin } from 'kafkajs'
+import { asFailure, Failure } from '../errors.ts'
+import { largestBatch } from './batch-layout.ts'
+import type { Topic } from './change-log.ts'
+import { kafkaOf, type KafkaAddress } from './kafka-client.ts'
+import { abortable, otherTopic, type KafkaCluster } from './kafka-cluster.ts'
+import { KafkaError, type Metadata } from './kafka-protocol.ts'
+
+export type TopicDefaults = { readonly replication: number; readonly retentionMs: number }
+
+/** Topics in one request to the broker. */
+const atOnce = 200
+const readyWithin = 60_000
+
+/** Creates what is missing, waits until each partition has a leader, compares partitions, settings and ids. */
+export async function openTopics(
+  cluster: KafkaCluster,
+  address: KafkaAddress,
+  defaults: TopicDefaults,
+  topics: readonly Topic[],
+  signal: AbortSignal,
+): Promise<void> {
+  signal.throwIfAborted()
+  if (topics.length === 0) return
+  const names = topics.map((topic) => topic.name)
+  const found = byName(await cluster.refresh(names, signal))
+  const missing = topics.filter((topic) => (found.get(topic.name)?.error ?? KafkaError.unknownTopic) !== 0)
+  for (const topic of missing) {
+    if (topic.id !== undefined) throw otherTopic(topic.name, 'it no longer exists')
+  }
+  const admin = kafkaOf(address).admin()
+  try {
+    await abortable(admin.connect(), signal)
+    for (const some of portions(missing)) await create(admin, defaults, some, signal)
+    await ready(cluster, topics, signal)
+    for (const some of portions(topics)) await compare(admin, defaults, some, signal)
+  } catch (error) {
+    signal.throwIfAborted()
+    throw error instanceof Failure ? error : asKafkaFailure(error, address)
+  } finally {
+    admin.disconnect().catch(() => {})
+  }
+}
+
+function settingsOf(topic: Topic, defaults: TopicDefaults): Record<string, string> {
+  return {
+    'cleanup.policy': topic.cleanup,
+    'max.message.bytes': String(largestBatch),
+    // The source's clock must decide neither what retention removes nor whether a record is accepted.
+    'message.timestamp.type': 'LogAppendTime',
+    'min.insync.replicas': defaults.replication >= 3 ? '2' : '1',
+    ...(topic.cleanup === 'delete' ? { 'retention.ms': String(defaults.retentionMs) } : {}),
+  }
+}
+
+async function create(
+  admin: Admin,
+  defaults: TopicDefaults,
+  topics: readonly Topic[],
+  signal: AbortSignal,
+): Promise<void> {
+  const request = {
+    waitForLeaders: false,
+    timeout: 15_000,
+    topics: topics.map((topic) => ({
+      topic: topic.name,
+      numPartitions: topic.partitions,
+      replicationFactor: defaults.replication,
+      configEntries: Object.entries(settingsOf(topic, defaults)).map(([name, value]) => ({ name, value })),
+    })),
+  }
+  try {
+    // False: they exist by now; then the comparison decides.
+    await abortable(admin.createTopics(request), signal)
+  } catch (error) {
+    signal.throwIfAborted()
+    const errors: readonly unknown[] =
+      error instanceof Error && 'errors' in error && Array.isArray(error.errors) ? error.errors : []
+    const first = errors.find((each) => typeOf(each) !== 'TOPIC_ALREADY_EXISTS')
+    if (first === undefined && errors.length > 0) return
+    throw refusal(first ?? error, defaults)
+  }
+}
+
+function refusal(error: unknown, { replication }: TopicDefaults): Failure {
+  const topic = error instanceof Error && 'topic' in error ? `topic ${String(error.topic)}` : 'topics'
+  const observed = error instanceof Error ? error.message : String(error)
+  switch (typeOf(error)) {
+    case 'INVALID_REPLICATION_FACTOR':
+      return new Failure('CONFIG_INVALID', {
+        object: topic,
+        observed: `log.replication is ${replication}: ${observed}`,
+        next: 'Lower log.replication, or start more brokers',
+        cause: error,
+      })
+    case 'TOPIC_AUTHORIZATION_FAILED':
+    case 'CLUSTER_AUTHORIZATION_FAILED':
+      return new Failure('NO_RIGHTS', { object: topic, observed, next: 'Allow us to create topics', cause: error })
+    case 'INVALID_TOPIC_EXCEPTION':
+    case 'INVALID_PARTITIONS':
+    case 'INVALID_CONFIG':
+    case 'POLICY_VIOLATION':
+      return new Failure('TOPIC_MISMATCH', {
+        object: topic,
+        observed: `it cannot be created: ${observed}`,
+        cause: error,
+      })
+    default:
+      return new Failure('SERVER_BUSY', { object: topic, observed: `it cannot be created: ${observed}`, cause: error })
+  }
+}
+
+/** Creation returns before all partitions can be used. */
+async function ready(cluster: KafkaCluster, topics: readonly Topic[], signal: AbortSignal): Promise<void> {
+  const names = topics.map((topic) => topic.name)
+  const deadline = performance.now() + readyWithin
+  for (;;) {
+    const found = byName(await cluster.refresh(names, signal))
+    const waiting = topics.find((topic) => {
+      const there = found.get(topic.name)
+      return there === undefined || there.error !== 0 || there.partitions.some((each) => each.leader < 0)
+    })
+    if (waiting === undefined) {
+      for (const topic of topics) {
+        const there = found.get(topic.name)
+        if (there === undefined) continue
+        if (topic.id !== undefined && topic.id !== there.id)
+          throw otherTopic(topic.name, 'it was deleted and made anew')
+        if (there.partitions.length !== topic.partitions)
+          throw mismatch(topic.name, [`${there.partitions.length} partitions`], [`${topic.partitions} partitions`])
+      }
+      return
+    }
+    if (performance.now() > deadline) {
+      throw new Failure('SERVER_BUSY', { object: `topic ${waiting.name}`, observed: 'its partitions have no leaders' })
+    }
+    await sleep(50, undefined, { signal })
+  }
+}
+
+async function compare(
+  admin: Admin,
+  defaults: TopicDefaults,
+  topics: readonly Topic[],
+  signal: AbortSignal,
+): Promise<void> {
+  const { resources } = await abortable(
+    admin.describeConfigs({
+      includeSynonyms: false,
+      resources: topics.map(({ name }) => ({ type: kafkajs.ConfigResourceTypes.TOPIC, name })),
+    }),
+    signal,
+  )
+  for (const topic of topics) {
+    const entries = resources.find((each) => each.resourceName === topic.name)?.configEntries ?? []
+    const found = new Map(entries.map((entry) => [entry.configName, entry.configValue]))
+    const wrong = Object.entries(settingsOf(topic, defaults)).filter(
+      ([name, value]) => !suits(name, value, found.get(name)),
+    )
+    if (wrong.length > 0) {
+      throw mismatch(
+        topic.name,
+        wrong.map(([name]) => `${name}=${found.get(name) ?? '?'}`),
+        wrong.map(([name, value]) => `${name}=${value}`),
+      )
+    }
+  }
+}
+
+/** Sizes and times may be more generous than ours. */
+function suits(name: string, wanted: string, found: string | undefined): boolean {
+  if (found === wanted) return true
+  if (name === 'retention.ms') return found === '-1' || Number(found) >= Number(wanted)
+  if (name === 'max.message.bytes' || name === 'min.insync.replicas') return Number(found) >= Number(wanted)
+  return false
+}
+
+function mismatch(topic: string, observed: readonly string[], needed: readonly string[]): Failure {
+  return new Failure('TOPIC_MISMATCH', {
+    object: `topic ${topic}`,
+    observed: observed.join(', '),
+    needed: needed.join(', '),
+  })
+}
+
+export function asKafkaFailure(error: unknown, address: KafkaAddress): Failure {
+  const name = error instanceof Error ? error.name : ''
+  if (!name.startsWith('KafkaJS')) return asFailure(error)
+  const observed = error instanceof Error ? error.message : String(error)
+  const code = /SASL|AUTHORIZATION/i.test(`${name} ${observed}`) ? 'NO_RIGHTS' : 'SERVER_UNREACHABLE'
+  return new Failure(code, { object: `Kafka at ${address.brokers.join(', ')}`, observed, cause: error })
+}
+
+function typeOf(error: unknown): unknown {
+  return error instanceof Error && 'type' in error ? error.type : undefined
+}
+
+function byName(metadata: Metadata): Map<string, Metadata['topics'][number]> {
+  return new Map(metadata.topics.map((topic) => [topic.name, topic]))
+}
+
+function portions<T>(all: readonly T[]): T[][] {
+  return Array.from({ length: Math.ceil(all.length / atOnce) }, (_, i) => all.slice(i * atOnce, (i + 1) * atOnce))
+}
