@@ -16,11 +16,12 @@ import { leases, type Leases } from './coordinate/lease.ts'
 import { memoryStore, type StateStore } from './coordinate/state-store.ts'
 import { asFailure, codes, Failure } from './errors.ts'
 import type { Logger } from './logger.ts'
-import { tableName, type Position, type TableSchema, type TopicPartition } from './model.ts'
+import { tableName, type Epoch, type Position, type TableSchema, type TopicPartition } from './model.ts'
 import { partsOf, type Connectors, type Parts } from './parts.ts'
 import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'
 import { blockUnless, complete, setUp } from './setup.ts'
 import { copyRound } from './snapshot/copy.ts'
+import { runLoop } from './run-loop.ts'
 import { taskGroup } from './task-group.ts'
 import type { Status } from './status.ts'
 
@@ -40,121 +41,134 @@ export type Controls = {
   readonly watch: (status: Status) => void
 }
 
-/** Runs one pipeline: set up, then capture, lanes, heartbeat and copy side by side. Resolves `complete` when a `full` pipeline has its consistent
- *  copy, `stopped` after `stop`; rejects with the first failure that no retry can help, when all tasks have ended. */
+/** Runs one pipeline under its lease; a second process of the same pipeline stands by until the lease is free. Resolves `complete` when a `full`
+ *  pipeline has its consistent copy, `stopped` after `stop`; rejects with the first failure that no retry can help, when all tasks have ended.
+ *  Until it has begun every failure counts: what hinders the start is for the operator to see, not to be waited out. */
 export async function runPipeline(
   config: PipelineConfig,
   connectors: Connectors,
   log: Logger,
   { stop, signal, watch }: Controls,
-): Promise<'complete' | 'stopped'> {
+): Promise<Outcome> {
   const parts = await partsOf(config, connectors, log)
-  const trail = watermarkTrail()
-  const board = statusBoard(config.name, trail)
+  await using store = await parts.store(signal)
+  const own = leases(store, `${hostname()}/${process.pid}`)
+  let begun = false
+  const asked = AbortSignal.any([stop, signal])
+  const result = await runLoop<Outcome | Failure>('pipeline', log, asked, async () => {
+    const trail = watermarkTrail()
+    const board = statusBoard(config.name, trail)
+    try {
+      if ((await store.get('complete', signal)) !== undefined) return 'complete'
+      await using lease = await own.acquire('capture', ttl, asked)
+      const common = { parts, store, trail, board, leases: own, epoch: lease.epoch }
+      return await runUnder(
+        common,
+        { stop, signal: AbortSignal.any([signal, lease.signal]), watch },
+        () => (begun = true),
+      )
+    } catch (error) {
+      if (stop.aborted && !signal.aborted && error === stop.reason) return 'stopped'
+      const failure = asFailure(error)
+      const again = begun && failure.policy === 'retry'
+      board.phase = again ? 'starting' : 'failed'
+      board.failure = { failure, retrying: again }
+      if (again) throw failure
+      return failure
+    } finally {
+      watch(board.status())
+    }
+  })
+  if (result instanceof Failure) throw result
+  return result
+}
+
+async function runUnder(common: Common, { stop, signal, watch }: Controls, onBegin: () => void): Promise<Outcome> {
+  const { parts, store, board, trail } = common
+  const { config, log, filter } = parts
   const tasks = taskGroup(log, {
     stop,
     signal,
     onTrouble: (failure) => (board.failure = failure && { failure, retrying: true }),
   })
-  try {
-    await using store = await parts.store(signal)
-    if ((await store.get('complete', signal)) !== undefined) return 'complete'
-    await using changeLog = await parts.changeLog(signal)
-    await using source = await parts.source(store, signal)
-    await using sink = await parts.sink(signal)
-    blockUnless(await source.check(parts.filter, signal))
-    const setup = await setUp(parts, { source, sink, store, changeLog }, signal)
-    board.plan(setup.tables)
-    const run: Run = {
-      parts,
-      store,
-      changeLog,
-      sink,
-      trail,
-      board,
-      tables: setup.tables,
-      partitions: setup.tables.flatMap(({ route }) => partitionsOf(route)),
-      leases: leases(store, `${hostname()}/${process.pid}`),
-      batchers: new Map(),
-      halt: tasks.halt,
+  await using changeLog = await parts.changeLog(signal)
+  await using source = await parts.source(store, signal)
+  await using sink = await parts.sink(signal)
+  blockUnless(await source.check(filter, signal))
+  const { tables, snapshot } = await setUp(parts, { source, sink, store, changeLog }, signal)
+  onBegin()
+  board.plan(tables)
+  const partitions = tables.flatMap(({ route }) => partitionsOf(route))
+  const run: Run = { ...common, changeLog, sink, tables, partitions, batchers: new Map(), halt: tasks.halt }
+  tasks.start('capture', (signal) => captureTask(run, signal))
+  tasks.start('watermarks', (signal) =>
+    followWatermarks(changeLog, config.name, trail.add, AbortSignal.any([signal, tasks.halt])),
+  )
+  tasks.start('heartbeat', (signal) => heartbeatTask(run, signal))
+  tasks.start('status', (signal) => statusTask(run, watch, signal))
+  share(partitions, config.apply.lanes).forEach((mine, i) =>
+    tasks.start(`lane ${i}`, (signal) => laneTask(run, i, mine, signal)),
+  )
+  let copied = false
+  let first = snapshot
+  tasks.start('copy', async (signal) => {
+    if (config.mode !== 'incremental') {
+      board.phase = 'copying'
+      const given = first
+      first = undefined
+      copied = await copyTask(run, given === undefined ? undefined : { source, snapshot: given }, signal)
+      if (!copied) return
     }
-    let copied = false
-    tasks.start('capture', (signal) => captureTask(run, signal))
-    tasks.start('watermarks', (signal) =>
-      followWatermarks(changeLog, config.name, trail.add, AbortSignal.any([signal, tasks.halt])),
-    )
-    tasks.start('heartbeat', (signal) => heartbeatTask(run, signal))
-    tasks.start('status', (signal) => statusTask(run, watch, signal))
-    share(run.partitions, config.apply.lanes).forEach((mine, i) =>
-      tasks.start(`lane ${i}`, (signal) => laneTask(run, i, mine, signal)),
-    )
-    let first = setup.snapshot
-    tasks.start('copy', async (signal) => {
-      if (config.mode !== 'incremental') {
-        board.phase = 'copying'
-        const given = first
-        first = undefined
-        copied = await copyTask(run, given === undefined ? undefined : { source, snapshot: given }, signal)
-        if (!copied) return
-      }
-      if (config.mode === 'full') tasks.end()
-      else board.phase = 'streaming'
-    })
-    await tasks.ended()
-    if (config.mode !== 'full' || !copied) {
-      board.phase = 'stopped'
-      return 'stopped'
-    }
-    await source.release(signal)
-    await store.put('complete', { tables: setup.tables.length }, 0, signal)
-    board.phase = 'complete'
-    return 'complete'
-  } catch (error) {
-    board.phase = 'failed'
-    board.failure = { failure: asFailure(error), retrying: false }
-    throw error
-  } finally {
-    watch(board.status())
-  }
+    if (config.mode === 'full') tasks.end()
+    else board.phase = 'streaming'
+  })
+  await tasks.ended()
+  board.phase = 'stopped'
+  if (config.mode !== 'full' || !copied) return 'stopped'
+  await source.release(signal)
+  await store.put('complete', { tables: tables.length }, 0, signal)
+  board.phase = 'complete'
+  return 'complete'
 }
 
-type Run = {
+type Outcome = 'complete' | 'stopped'
+/** What lasts as long as the lease. */
+type Common = {
   readonly parts: Parts
   readonly store: StateStore
-  readonly changeLog: ChangeLog
-  readonly sink: Sink
   readonly trail: WatermarkTrail
   readonly board: Board
+  readonly leases: Leases
+  readonly epoch: Epoch
+}
+type Run = Common & {
+  readonly changeLog: ChangeLog
+  readonly sink: Sink
   readonly tables: readonly Registered[]
   readonly partitions: readonly TopicPartition[]
-  readonly leases: Leases
   /** By lane; each knows which checkpoints are its own. */
   readonly batchers: Map<number, Batcher>
   readonly halt: AbortSignal
 }
 
-async function captureTask(
-  { parts, store, changeLog, tables, partitions, leases, halt }: Run,
-  signal: AbortSignal,
-): Promise<void> {
+async function captureTask(run: Run, signal: AbortSignal): Promise<void> {
+  const { parts, store, changeLog, tables, partitions, halt } = run
   const { name, startAt } = parts.config
   await using source = await parts.source(store, signal)
-  await using lease = await leases.acquire('capture', ttl, AbortSignal.any([signal, halt]))
-  const held = AbortSignal.any([lease.signal, signal])
-  const tail = await readTail(changeLog, name, held)
+  const tail = await readTail(changeLog, name, signal)
   const routes = new Map(tables.map(({ schema, route }) => [tableName(schema.table), route]))
   const publisher = createPublisher({
     pipeline: name,
-    epoch: Math.max(lease.epoch, tail.epoch + 1),
+    epoch: Math.max(run.epoch, tail.epoch + 1),
     route: (table) => routes.get(tableName(table)),
     partitions,
-    ends: await changeLog.ends(partitions, held),
+    ends: await changeLog.ends(partitions, signal),
     clock: () => performance.now(),
     limits: { roundBytes, batchBytes },
     compress: parts.config.log.type === 'kafka',
   })
   const after = tail.watermark?.position ?? ((startAt ?? '') as Position)
-  await capture(source, changeLog, publisher, after, { signal: held }, halt)
+  await capture(source, changeLog, publisher, after, { signal }, halt)
 }
 
 /** One lane with the partitions that are its own; claimed anew each time it starts. */
@@ -164,7 +178,11 @@ async function laneTask(run: Run, index: number, mine: readonly TopicPartition[]
   await using sink = await parts.sink(signal)
   await using lane = await sink.lane(signal)
   const schemas = schemaReader(changeLog, schemasTopic(parts.config.name))
-  const batcher = createBatcher(await lane.claim(mine, 0, signal), schemas, { batchRows, batchBytes })
+  const batcher = createBatcher({
+    checkpoints: await lane.claim(mine, 0, signal),
+    schemas,
+    limits: { batchRows, batchBytes },
+  })
   batchers.set(index, batcher)
   try {
     await applyLane(changeLog, lane, batcher, schemas, maxWait, halt, signal)
@@ -183,10 +201,8 @@ async function copyTask(
   const source = own ?? first?.source
   if (source === undefined) throw new Failure('BUG', { observed: 'a copy without a source' })
   await using _ = { [Symbol.asyncDispose]: async () => await own?.[Symbol.asyncDispose]() }
-  await using lease = await leases.acquire('copy', ttl, AbortSignal.any([signal, halt]))
-  const held = AbortSignal.any([lease.signal, signal])
   const tables = async (): Promise<readonly Registered[]> => {
-    const now = await registeredTables(store, held)
+    const now = await registeredTables(store, signal)
     board.plan(now)
     return now
   }
@@ -199,23 +215,22 @@ async function copyTask(
         (await tables()).map(({ schema, route, plan }) => ({ schema, partitions: partitionsOf(route), plan })),
       startOver: async ({ table }) => {
         const stored = run.tables.find(({ schema }) => tableName(schema.table) === tableName(table))
-        if (stored !== undefined) await startOver(store, stored.schema, held)
+        if (stored !== undefined) await startOver(store, stored.schema, signal)
       },
       parallel: parts.config.snapshot.parallel,
       ttl,
       keepHeld: parts.config.mode === 'full',
       stands: async (partitions, position, signal) => {
-        const offsets = partitions.map((at) => ({ ...at, offset: 0 }))
-        while (!trail.stands(offsets, await sink.checkpoints(signal), position)) {
+        while (!trail.stands(partitions, await sink.checkpoints(signal), position)) {
           await sleep(200, undefined, { signal: AbortSignal.any([signal, halt]) })
         }
       },
       complete: async (signal) => await complete(parts, { source, sink, store }, run.tables, signal),
-      moved: async () => await refresh(run, held),
+      moved: async () => await refresh(run, signal),
       seen: (table, bytes, rows) => board.copied(table, bytes, rows),
     },
     first?.snapshot,
-    { ...lease, epoch: lease.epoch, signal: held },
+    { epoch: run.epoch, signal },
     halt,
   )
 }

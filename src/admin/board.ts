@@ -59,11 +59,7 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
       // A first copy has nothing to catch up with; later ones are told by the watermarks.
       stands:
         copy === undefined ||
-        trail.stands(
-          partitionsOf(route).map((at) => ({ ...at, offset: 0 })),
-          seen.checkpoints ?? [],
-          copy.snapshot,
-        ) ||
+        trail.stands(partitionsOf(route), seen.checkpoints ?? [], copy.snapshot) ||
         tally.rows > 0n,
       missing: missing.length,
     })

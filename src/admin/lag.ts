@@ -18,7 +18,7 @@ export interface WatermarkTrail {
   /** The newest watermark that these checkpoints have reached, in all partitions it names. */
   applied(checkpoints: readonly Checkpoint[]): Proof | undefined
   /** A watermark at or after `position` was seen, and these partitions have reached their ends in it, or their mark has reached the position. */
-  stands(partitions: readonly Offset[], checkpoints: readonly Checkpoint[], position: Position): boolean
+  stands(partitions: readonly TopicPartition[], checkpoints: readonly Checkpoint[], position: Position): boolean
 }
 
 const most = 1024

@@ -41,7 +41,7 @@ export type CopyParts = {
 export async function copyRound(
   parts: CopyParts,
   first: Snapshot | undefined,
-  { epoch, signal }: Lease,
+  { epoch, signal }: Pick<Lease, 'epoch' | 'signal'>,
   stop: AbortSignal,
 ): Promise<boolean> {
   const { source, sink, keepHeld } = parts
@@ -66,23 +66,25 @@ export async function copyRound(
       return missingChunks(plan, done, snapshot.position, first === undefined)
     }),
   )
-  if (!(await copyChunks(parts, snapshot.id, open, queue, signal, stop))) return false
+  if (!(await copyChunks(parts, { snapshot: snapshot.id, tables: open, epoch }, queue, signal, stop))) return false
   await parts.complete(signal)
   failpoint('copy.before-live')
   if (!keepHeld) await hold(snapshot.position, true)
   return true
 }
 
+/** `epoch`: of whoever drives the copy. Claims of chunks are named by it: those of a dead predecessor need not run out, its loads fail by the snapshot (H22). */
+type Round = { readonly snapshot: Snapshot['id']; readonly tables: readonly CopiedTable[]; readonly epoch: number }
+
 /** True when every chunk is done, by us or by another worker. */
 async function copyChunks(
   parts: CopyParts,
-  snapshot: Snapshot['id'],
-  tables: readonly CopiedTable[],
+  round: Round,
   chunks: readonly Chunk[],
   signal: AbortSignal,
   stop: AbortSignal,
 ): Promise<boolean> {
-  const schemas = new Map(tables.map(({ schema }) => [tableName(schema.table), schema]))
+  const schemas = new Map(round.tables.map(({ schema }) => [tableName(schema.table), schema]))
   const queue = chunks.toReversed()
   /** Claimed by someone else when we came by. */
   const foreign: Chunk[] = []
@@ -90,13 +92,13 @@ async function copyChunks(
   const all = AbortSignal.any([signal, failed.signal])
   const worker = async (): Promise<void> => {
     if (queue.length === 0) return
-    await using reader = await parts.source.reader(snapshot, all)
+    await using reader = await parts.source.reader(round.snapshot, all)
     await using lane = await parts.sink.lane(all)
     for (let chunk = queue.pop(); chunk !== undefined && !stop.aborted; chunk = queue.pop()) {
       const schema = schemas.get(tableName(chunk.table))
       if (schema === undefined)
         throw new Failure('BUG', { observed: `a chunk of ${tableName(chunk.table)}, which is not copied` })
-      await using lease = await parts.leases.tryAcquire(`chunk/${chunk.id}`, parts.ttl, all)
+      await using lease = await parts.leases.tryAcquire(`chunk/${round.epoch}/${chunk.id}`, parts.ttl, all)
       if (lease === undefined) {
         foreign.push(chunk)
         continue
@@ -128,14 +130,13 @@ async function copyChunks(
   signal.throwIfAborted()
   if (results.some(({ status }) => status === 'rejected')) throw failed.signal.reason
   if (stop.aborted && queue.length > 0) return false
-  return foreign.length === 0 || (await othersDone(parts, snapshot, tables, foreign, signal, stop))
+  return foreign.length === 0 || (await othersDone(parts, round, foreign, signal, stop))
 }
 
 /** Waits for chunks that someone else had claimed; what a dead worker left behind is free once its lease has run out, and is copied here. */
 async function othersDone(
   parts: CopyParts,
-  snapshot: Snapshot['id'],
-  tables: readonly CopiedTable[],
+  round: Round,
   chunks: readonly Chunk[],
   signal: AbortSignal,
   stop: AbortSignal,
@@ -145,5 +146,5 @@ async function othersDone(
   if (stop.aborted) return false
   const done = new Set((await parts.sink.copies(signal)).flatMap((copy) => copy.done))
   const left = chunks.filter(({ id }) => !done.has(id))
-  return left.length === 0 || (await copyChunks(parts, snapshot, tables, left, signal, stop))
+  return left.length === 0 || (await copyChunks(parts, round, left, signal, stop))
 }
