@@ -4,6 +4,7 @@ import {
   type Checkpoint,
   type Offset,
   type Position,
+  type TopicPartition,
   type Watermark,
 } from '../model.ts'
 
