@@ -94,7 +94,11 @@ class Queue implements ChangeQueue {
     const most = oldSize + (newEnd - newStart) + (fill ? oldSize : 0)
     if (most > imageBytes) {
       const observed = `a change of ${most} bytes`
-      throw new Failure('LIMIT_EXCEEDED', { object: tableName(schema.table), observed, needed: `at most ${imageBytes}` })
+      throw new Failure('LIMIT_EXCEEDED', {
+        object: tableName(schema.table),
+        observed,
+        needed: `at most ${imageBytes}`,
+      })
     }
     const open = this.#filling
     if (open.count === batchRows || open.out.at + most > batchBytes || open.schemas.length === maxSchemas) this.#close()

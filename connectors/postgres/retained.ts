@@ -41,7 +41,8 @@ export function checkPublication(
   const changed = (observed: string): Failure => new Failure('PUBLICATION_CHANGED', { object, observed })
   if (!now) throw changed('it was dropped')
   if (now.oid !== recorded.oid) throw changed('it was dropped and created again')
-  if (now.options !== recorded.options) throw changed(`its options are ${now.options}, recorded were ${recorded.options}`)
+  if (now.options !== recorded.options)
+    throw changed(`its options are ${now.options}, recorded were ${recorded.options}`)
   const found = new Map(now.relations.map((row) => [row.oid, row]))
   for (const row of recorded.relations) {
     const current = found.get(row.oid)
@@ -95,10 +96,7 @@ export function checkSchema(schema: TableSchema, recorded: PublishedRow): void {
 }
 
 /** Finds the schema of a table of the stream, and whether the stream sends it as it was recorded. */
-export function lookup(
-  tables: () => readonly PublishedRow[],
-  schemas: ReadonlyMap<string, TableSchema>,
-): Lookup {
+export function lookup(tables: () => readonly PublishedRow[], schemas: ReadonlyMap<string, TableSchema>): Lookup {
   return (relation) => {
     const object = tableName(relation.table)
     const changed = (observed: string): Failure => new Failure('TABLE_CHANGED', { object, observed })

@@ -35,9 +35,11 @@ export type MadeSlot = { readonly system: System; readonly consistentPoint: bigi
  */
 export async function openSlot(control: pg.Client, options: SlotOptions, signal: AbortSignal): Promise<MadeSlot> {
   const { config, pipeline, slot, temporary, serverVersion } = options
-  const sender = await connect(config, { name: 'slot', pipeline, replication: true }, signal).catch((error: unknown) => {
-    throw slotFailure(error, slot)
-  })
+  const sender = await connect(config, { name: 'slot', pipeline, replication: true }, signal).catch(
+    (error: unknown) => {
+      throw slotFailure(error, slot)
+    },
+  )
   try {
     const system = await identifySystem(sender)
     const made = await bounded(createSlot(sender, slot, temporary, serverVersion), control, sender, options, signal)
@@ -75,7 +77,13 @@ async function bounded<T>(
   const stop = new AbortController()
   const outcome = creating.finally(() => stop.abort())
   const limit = sleep(limitMs, undefined, { signal: AbortSignal.any([stop.signal, signal]) }).catch(() => {})
-  const first = await Promise.race([outcome.then(() => 'made' as const, () => 'failed' as const), limit])
+  const first = await Promise.race([
+    outcome.then(
+      () => 'made' as const,
+      () => 'failed' as const,
+    ),
+    limit,
+  ])
   if (first !== undefined) return await outcome
   // A session that waits for a lock does not notice that its client went: it is told.
   const pid = (sender as unknown as { readonly processID: number }).processID
@@ -103,7 +111,7 @@ export async function freeSlot(
   deadline: number,
   signal: AbortSignal,
 ): Promise<void> {
-  for (let told = 0; ; ) {
+  for (let told = 0; ;) {
     signal.throwIfAborted()
     const row = await selectSlot(control, slot)
     const pid = row?.active_pid ?? undefined

@@ -10,7 +10,9 @@ export async function selectServerVersion(client: pg.ClientBase): Promise<number
 export type System = { readonly systemId: string; readonly timeline: number; readonly database: string }
 /** On a replication connection. */
 export async function identifySystem(client: pg.ClientBase): Promise<System> {
-  const { rows } = await client.query<{ systemid: string; timeline: number | string; dbname: string }>('IDENTIFY_SYSTEM')
+  const { rows } = await client.query<{ systemid: string; timeline: number | string; dbname: string }>(
+    'IDENTIFY_SYSTEM',
+  )
   return { systemId: rows[0]?.systemid ?? '', timeline: Number(rows[0]?.timeline), database: rows[0]?.dbname ?? '' }
 }
 /** Lines `timeline, place where it was left, why`. On a replication connection. */
@@ -60,10 +62,9 @@ export async function createSlot(
   return rows[0]
 }
 export async function dropSlot(client: pg.ClientBase, slot: string): Promise<void> {
-  await client.query(
-    'select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1',
-    [slot],
-  )
+  await client.query('select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1', [
+    slot,
+  ])
 }
 
 /** Of a process that streams; undefined where it is hidden from us or gone. */
@@ -169,9 +170,7 @@ const published = `
    where r.prpubid = p.oid`
 const options = (serverVersion: number): string =>
   `(to_jsonb(p) - 'oid' - 'pubname' - 'pubowner')::text || ${
-    serverVersion >= 150_000
-      ? `(select count(*) from pg_publication_namespace s where s.pnpubid = p.oid)::text`
-      : `'0'`
+    serverVersion >= 150_000 ? `(select count(*) from pg_publication_namespace s where s.pnpubid = p.oid)::text` : `'0'`
   }`
 /** All of a publication that a change must be noticed of; undefined where there is none. */
 export async function selectPublication(

@@ -114,7 +114,7 @@ class DirSpool implements Spool {
         const path = join(this.#dir, `${xid}.spool`)
         largest.file = { fd: openSync(path, 'w+', 0o600), path, bytes: 0 }
       }
-      for (let from = 0; from < memory.at; ) {
+      for (let from = 0; from < memory.at;) {
         const written = writeSync(largest.file.fd, memory.bytes, from, memory.at - from)
         from += written
         largest.file.bytes += written

@@ -135,10 +135,15 @@ class PgoutputStream implements ChangeStream {
       this.#wake = () => this.#failure && reject(this.#failure.reason)
       service.on('error', fail)
       service.on('start', resolve)
-      service.subscribe(plugin, slot, printLsn(from)).then(
-        () => fail(new Failure('SERVER_UNREACHABLE', { object: `slot ${slot}`, observed: 'the server ended the stream' })),
-        fail,
-      )
+      service
+        .subscribe(plugin, slot, printLsn(from))
+        .then(
+          () =>
+            fail(
+              new Failure('SERVER_UNREACHABLE', { object: `slot ${slot}`, observed: 'the server ended the stream' }),
+            ),
+          fail,
+        )
     })
     this.#wake = undefined
     this.#statusTimer = setInterval(() => this.#send(), this.#options.statusIntervalMs ?? defaults.statusIntervalMs)

@@ -37,7 +37,11 @@ export async function streamBed(url: string, ddl: string): Promise<StreamBed> {
   const name = `t_${randomBytes(4).toString('hex')}`
   const catalog = await readCatalog(client, () => true)
   const schemas = new Map(catalog.map((table) => [tableName(table.table), tableSchema(table, 1)]))
-  await createPublication(client, name, catalog.map(({ table }) => table))
+  await createPublication(
+    client,
+    name,
+    catalog.map(({ table }) => table),
+  )
   const serverVersion = await selectServerVersion(client)
   const row = await selectPublication(client, name, serverVersion)
   const config = parse({ url })
@@ -78,7 +82,10 @@ export async function streamBed(url: string, ddl: string): Promise<StreamBed> {
         for (let attempt = 0; attempt < 50; attempt++) {
           const gone = await client
             .query('select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1', [slot])
-            .then(() => true, () => false)
+            .then(
+              () => true,
+              () => false,
+            )
           if (gone) break
           await client.query('select pg_sleep(0.05)').catch(() => {})
         }

@@ -17,10 +17,14 @@ for (const version of [18, 14] as const) {
       )
       const slot = await bed.slot()
       await bed.client.query("insert into a values (1, 'one', repeat('x', 10000)), (2, null, '')")
-      await bed.client.query("begin; update a set name = 'uno' where id = 1; update a set id = 3 where id = 2; delete from a where id = 3; commit")
+      await bed.client.query(
+        "begin; update a set name = 'uno' where id = 1; update a set id = 3 where id = 2; delete from a where id = 3; commit",
+      )
       await bed.client.query("insert into f values (1, 'é', repeat('z', 10000))")
-      await bed.client.query("update f set x = 2")
-      await bed.client.query("begin; insert into a values (9, 'nine'); truncate a, f restart identity; insert into a values (10, 'ten'); commit")
+      await bed.client.query('update f set x = 2')
+      await bed.client.query(
+        "begin; insert into a values (9, 'nine'); truncate a, f restart identity; insert into a values (10, 'ten'); commit",
+      )
       await bed.client.query("select pg_logical_emit_message(true, 'p', 'in')")
       await bed.client.query("select pg_logical_emit_message(false, 'p', 'end')")
       await using stream = await bed.open(slot)
