@@ -84,9 +84,9 @@ export function createPublisher(options: PublisherOptions): Publisher {
   const planOf = (schema: TableSchema): Plan => {
     const known = plans.get(schema)
     if (known !== undefined) return known
-    const { encoder, fresh } = writer.encoder(schema)
-    for (const { key, value } of fresh) outbox.addRecord(schemas, key, value, 0)
     const place = routeOf(route, schema.table)
+    const { encoder, fresh } = writer.encoder(schema, place.topic)
+    for (const { key, value } of fresh) outbox.addRecord(schemas, key, value, Date.now())
     const plan: Plan = {
       schema,
       route: place,
