@@ -345,3 +345,53 @@ export async function setSequences(
     [counters.map(({ name }) => name), counters.map(({ value }) => String(value))],
   )
 }
+
+type StateRow = { readonly key: string; readonly value: unknown; readonly revision: number }
+
+export async function selectState(client: ClientBase, pipeline: string, key: string): Promise<StateRow | undefined> {
+  const { rows } = await client.query<StateRow>(
+    `select key, value, revision::float8 as revision from crossfade.state where pipeline = $1 and key = $2`,
+    [pipeline, key],
+  )
+  return rows[0]
+}
+
+export async function selectStates(client: ClientBase, pipeline: string, prefix: string): Promise<StateRow[]> {
+  const { rows } = await client.query<StateRow>(
+    `select key, value, revision::float8 as revision from crossfade.state
+      where pipeline = $1 and starts_with(key, $2) order by key`,
+    [pipeline, prefix],
+  )
+  return rows
+}
+
+/** The new revision; undefined: the key is there already. */
+export async function insertState(
+  client: ClientBase,
+  pipeline: string,
+  key: string,
+  json: string,
+): Promise<number | undefined> {
+  const { rows } = await client.query<{ revision: number }>(
+    `insert into crossfade.state (pipeline, key, revision, value) values ($1, $2, 1, $3)
+     on conflict do nothing returning revision::float8 as revision`,
+    [pipeline, key, json],
+  )
+  return rows[0]?.revision
+}
+
+/** The new revision; undefined: it is no longer the one expected. */
+export async function updateState(
+  client: ClientBase,
+  pipeline: string,
+  key: string,
+  json: string,
+  expected: number,
+): Promise<number | undefined> {
+  const { rows } = await client.query<{ revision: number }>(
+    `update crossfade.state set value = $3, revision = revision + 1
+      where pipeline = $1 and key = $2 and revision = $4 returning revision::float8 as revision`,
+    [pipeline, key, json, expected],
+  )
+  return rows[0]?.revision
+}

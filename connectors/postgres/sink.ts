@@ -3,6 +3,8 @@ import type { Context, Sink } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import { tableName, type Checkpoint, type Epoch, type TableCopy } from '../../src/model.ts'
 import { connect, type PostgresConfig } from './config.ts'
+import { controlConnection } from './control.ts'
+import { applyDdl } from './ddl.ts'
 import { mapError, sqlState } from './errors.ts'
 import { openLane } from './lane.ts'
 import { prepareSession, session, targetTables, type Targets } from './lane-session.ts'
@@ -21,7 +23,7 @@ import {
  *  What only reads answers on a target without own tables as on one that is empty. */
 export async function openSink(config: PostgresConfig, { pipeline, log }: Context, signal: AbortSignal): Promise<Sink> {
   const targets = targetTables()
-  const control = controlConnection(config, pipeline, signal)
+  const control = controlConnection((given) => connect(config, { name: 'control', pipeline }, given))
   await control.use(signal, async () => {})
   return {
     check: async () => [],
@@ -30,12 +32,10 @@ export async function openSink(config: PostgresConfig, { pipeline, log }: Contex
         await targets.refresh(client)
         return tables.map(({ table }) => table).filter((table) => targets.get(table) !== undefined)
       }),
-    async prepare(tables, phase, ddl, given) {
-      await control.use(given, async (client) => {
-        if (phase === 'before') await migrate(client)
-        if (ddl) throw new Failure('UNSUPPORTED', { object: `${tables.length} tables`, observed: 'creating tables' })
-        await targets.refresh(client)
-      })
+    async prepare(_, phase, ddl, given) {
+      if (phase === 'before') await control.use(given, migrate)
+      if (ddl) await applyDdl(config, ddl, phase, given)
+      await control.use(given, async (client) => await targets.refresh(client))
     },
     setCopy: async (copy, epoch, given) =>
       await control.use(given, async (client) => await setCopy(client, pipeline, copy, epoch)),
@@ -94,60 +94,5 @@ async function orNone<T>(read: () => Promise<readonly T[]>): Promise<readonly T[
     const state = sqlState(error)
     if (state === '42P01' || state === '3F000') return []
     throw error
-  }
-}
-
-/** One connection for short work, opened again after it was lost; calls take turns. What it commits is on disk. */
-export function controlConnection(
-  config: PostgresConfig,
-  pipeline: string,
-  opening: AbortSignal,
-): {
-  use<T>(signal: AbortSignal, work: (client: Client) => Promise<T>): Promise<T>
-  close(): Promise<void>
-} {
-  let client: Client | undefined
-  let turn: Promise<unknown> = Promise.resolve()
-  let closed = false
-  const open = async (signal: AbortSignal): Promise<Client> => {
-    const fresh = await connect(config, { name: 'control', pipeline }, signal)
-    fresh.on('end', () => {
-      if (client === fresh) client = undefined
-    })
-    const { rows } = await fresh.query<{ commit: string }>(`select current_setting('synchronous_commit') as commit`)
-    if (rows[0]?.commit === 'off') await fresh.query('set synchronous_commit = on')
-    if (closed) await fresh.end()
-    return fresh
-  }
-  const run = async <T>(signal: AbortSignal, work: (client: Client) => Promise<T>): Promise<T> => {
-    signal.throwIfAborted()
-    opening.throwIfAborted()
-    client ??= await open(signal)
-    const used = client
-    const abort = (): void => {
-      if (client === used) client = undefined
-      used.end().catch(() => {})
-    }
-    signal.addEventListener('abort', abort, { once: true })
-    try {
-      return await work(used)
-    } catch (error) {
-      if (signal.aborted) throw signal.reason
-      throw mapError(error)
-    } finally {
-      signal.removeEventListener('abort', abort)
-    }
-  }
-  return {
-    use<T>(signal: AbortSignal, work: (client: Client) => Promise<T>): Promise<T> {
-      const result = turn.then(async () => await run(signal, work))
-      turn = result.catch(() => {})
-      return result
-    },
-    async close() {
-      closed = true
-      await turn
-      await client?.end().catch(() => {})
-    },
   }
 }

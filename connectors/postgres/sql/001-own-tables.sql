@@ -65,6 +65,6 @@ create table crossfade.state (
   pipeline text collate "C" not null,
   key text collate "C" not null,
   revision bigint not null,
-  value jsonb not null,
+  value json not null,
   primary key (pipeline, key)
 );

@@ -1,0 +1,49 @@
+import type { Context } from '../../src/connector.ts'
+import type { StateStore } from '../../src/coordinate/state-store.ts'
+import { connect, type PostgresConfig } from './config.ts'
+import { controlConnection } from './control.ts'
+import { sqlState } from './errors.ts'
+import { insertState, migrate, selectState, selectStates, updateState } from './sink-queries.ts'
+
+/** Small shared state in schema crossfade, under the pipeline's name. The schema is made by the first write: reading changes nothing. */
+export async function openStore(
+  config: PostgresConfig,
+  { pipeline }: Context,
+  signal: AbortSignal,
+): Promise<StateStore> {
+  const control = controlConnection((given) => connect(config, { name: 'state', pipeline }, given))
+  await control.use(signal, async () => {})
+  let migrated = false
+  return {
+    get: async (key, given) =>
+      await control.use(given, async (client) => {
+        const row = await orNone(async () => await selectState(client, pipeline, key))
+        return row && { value: row.value, revision: row.revision }
+      }),
+    list: async (prefix, given) =>
+      await control.use(
+        given,
+        async (client) => (await orNone(async () => await selectStates(client, pipeline, prefix))) ?? [],
+      ),
+    put: async (key, value, expected, given) =>
+      await control.use(given, async (client) => {
+        if (!migrated) await migrate(client)
+        migrated = true
+        const json = JSON.stringify(value)
+        return expected === 0
+          ? await insertState(client, pipeline, key, json)
+          : await updateState(client, pipeline, key, json, expected)
+      }),
+    [Symbol.asyncDispose]: async () => await control.close(),
+  }
+}
+
+async function orNone<T>(read: () => Promise<T>): Promise<T | undefined> {
+  try {
+    return await read()
+  } catch (error) {
+    const state = sqlState(error)
+    if (state === '42P01' || state === '3F000') return undefined
+    throw error
+  }
+}
