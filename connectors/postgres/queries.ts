@@ -215,3 +215,8 @@ export async function beginReading(
     found: now.fields.map((field) => `${field.columnID} ${field.name} ${field.dataTypeID}`),
   }
 }
+
+/** Held to the end of the transaction: one process at a time makes definitions in a database. */
+export async function lockDdl(client: pg.ClientBase): Promise<void> {
+  await client.query(`select pg_advisory_xact_lock(hashtextextended('crossfade definitions', 0))`)
+}
