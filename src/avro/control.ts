@@ -121,7 +121,7 @@ function wireEffect(effect: Effect): WireEffect {
 
 /** From the framed value. The result owns its memory. Throws LOG_DAMAGED at bytes that are no control record. */
 export function decodeControl(value: Uint8Array): ControlRecord {
-  const bytes = Buffer.from(value)
+  const bytes = Buffer.from(value.buffer, value.byteOffset, value.length)
   if (bytes.length < 5 || bytes[0] !== 0 || bytes.readUInt32BE(1) !== controlSchemaId) throw damaged()
   let wire: WireControl
   try {

@@ -74,11 +74,13 @@ export function schemaReader(log: ChangeLog, topic: string, { wait = 30_000 }: {
             needed: 'the schema each record names',
           })
         // one reading at a time: the next begins where it ended
+        const others = reading
         reading ??= read(Math.min(left, 500), signal).finally(() => {
           reading = undefined
         })
+        // another caller's failure may be its own signal's: then it is read again
         // oxlint-disable-next-line no-await-in-loop
-        await reading
+        await (others === undefined ? reading : others.catch(() => {}))
       }
     },
   }

@@ -24,10 +24,15 @@ function encodeAll(schema: TableSchema, list: readonly Change[]): { key: Buffer 
     const start = out.at
     encoder.key(out, batch.images, next === undefined ? 2 * i : 2 * i + 1)
     const middle = out.at
-    encoder.value(out, batch, i, 4 * i, 7 + i)
+    encoder.value(out, batch, i, 4 * i, epochOf(i))
     const value = Buffer.from(out.bytes.subarray(middle, out.at))
     return { key: schema.key.length === 0 ? undefined : Buffer.from(out.bytes.subarray(start, middle)), value }
   })
+}
+
+/** Changes at other places than the transaction does. */
+function epochOf(i: number): number {
+  return 7 + Math.floor(i / 3)
 }
 
 const cases = schemas.chain((schema) => fc.record({ schema: fc.constant(schema), list: changes(schema) }))
@@ -51,7 +56,7 @@ test('records are, byte by byte, those of a general Avro library', () => {
           source: {
             position,
             seq: BigInt(4 * i),
-            epoch: BigInt(7 + i),
+            epoch: BigInt(epochOf(i)),
             txId: id,
             ts_us: BigInt(Math.round(committedAt * 1000)),
             snapshot: op === 3,
@@ -94,7 +99,7 @@ test('images come out of the log as they went in, native where the form is', () 
           {
             op,
             seq: 4 * i,
-            epoch: 7 + i,
+            epoch: epochOf(i),
             committedAt: transactions[i >> 1]?.committedAt,
             position: transactions[i >> 1]?.position,
           },
@@ -128,9 +133,13 @@ test('damaged records end in LOG_DAMAGED, and nothing beyond the record is read'
           const bad = cut ? value.subarray(0, place) : Buffer.from(value)
           if (!cut) bad[place] = byte
           // what stands behind the record must not matter
-          const results = [0x00, 0x02, 0xff].map((fill) => decodeOne(decoder, bad, Buffer.alloc(200, fill)))
-          if (cut) assert.deepEqual(results, ['LOG_DAMAGED', 'LOG_DAMAGED', 'LOG_DAMAGED'])
-          assert.deepEqual(results, [results[0], results[0], results[0]])
+          const behind = [Buffer.alloc(0), ...[0x00, 0x02, 0xff].map((fill) => Buffer.alloc(200, fill))]
+          const results = behind.map((bytes) => decodeOne(decoder, bad, bytes))
+          assert.deepEqual(
+            results,
+            results.map(() => (cut ? 'LOG_DAMAGED' : results[0])),
+          )
+          assert.equal(decodeOne(decoder, Buffer.concat([value, Buffer.of(byte)]), Buffer.alloc(0)), 'LOG_DAMAGED')
         }
     }),
     { numRuns: 100 },
@@ -156,6 +165,30 @@ function decodeOne(decoder: ReturnType<typeof compileDecoder>, value: Buffer, be
     return error.code
   }
 }
+
+test('integers out of range in the log are damage', () => {
+  const of = (form: Form): TableSchema => tableOf([['n', form]], [])
+  const decodeAs = (form: Form, body: Uint8Array): string => {
+    const [record] = encodeAll(of('text'), [{ op: 0, old: undefined, next: [sent('')] }])
+    assert.ok(record)
+    // the envelope up to the row's only field, then what that field is to be
+    return decodeOne(
+      compileDecoder(valueSchema(of(form))),
+      Buffer.concat([record.value.subarray(0, -1), body]),
+      Buffer.alloc(0),
+    )
+  }
+  const varint = (last: number, size: number): Uint8Array => Buffer.alloc(size, 0xff).fill(last, size - 1)
+  for (const [form, bodies] of [
+    ['int16', [varint(0x03, 3), varint(0x04, 3)]],
+    ['int32', [varint(0x0f, 5), varint(0x10, 5)]],
+    ['int64', [varint(0x01, 10), varint(0x02, 10)]],
+    ['bool', [Buffer.of(1), Buffer.of(2)]],
+  ] as const) {
+    assert.notEqual(decodeAs(form, bodies[0]), 'LOG_DAMAGED', form)
+    assert.equal(decodeAs(form, bodies[1]), 'LOG_DAMAGED', form)
+  }
+})
 
 test('tombstones, foreign records and control records are told from changes', () => {
   const control = encodeControl({ kind: 'epoch', epoch: 4 })

@@ -64,6 +64,8 @@ test('a reader finds schemas that are there, that come later, and asks in vain o
   assert.equal(reader.decoder(idOf(orders)), undefined)
   await Promise.all([reader.load(idOf(orders), signal), reader.load(idOf(orders), signal)])
   assert.deepEqual(reader.decoder(idOf(orders))?.schema, orders)
+  // it goes on where it was, so what retention or compaction took since is not missed
+  log.truncate({ topic, partition: 0 }, 1)
   const late = reader.load(idOf(items), signal)
   await append(log, writer.encoder(items).fresh)
   await late
@@ -89,6 +91,13 @@ test('loading ends when its signal does', async () => {
   await using log = await openLog()
   const stop = new AbortController()
   const loading = schemaReader(log, topic).load(1, stop.signal)
+  const orders = table('orders')
+  const other = schemaReader(log, topic)
+  const first = other.load(idOf(orders), stop.signal)
+  const second = other.load(idOf(orders), signal)
   stop.abort(new Error('stopped'))
   await assert.rejects(loading)
+  await assert.rejects(first)
+  await append(log, schemaWriter().encoder(orders).fresh)
+  await second
 })
