@@ -7,6 +7,9 @@ import type { Batcher } from './batcher.ts'
 /** How long, in ms, a rejected batch waits for the rest of a source transaction before the rejection counts. */
 const patience = 5000
 
+/** How long, in ms, a pull waits while a partition stands at a barrier: it is asked for again after each. */
+const barrierWait = 10
+
 /** One lane: pull, fold, apply, until `stop` aborts: the batch in hand is finished then. The next pull is under way while a batch is applied.
  *  `maxWait`: ms a pull waits for data; a moved hold and a barrier that others wait for are noticed no later. Rejects with the first failure. */
 export async function applyLane(
@@ -20,7 +23,7 @@ export async function applyLane(
 ): Promise<void> {
   const untilStop = AbortSignal.any([stop, signal])
   const fetch = (): Promise<readonly FetchedBatch[]> => {
-    const pull = log.fetch(batcher.wanted(), maxWait, untilStop)
+    const pull = log.fetch(batcher.wanted(), batcher.atBarrier ? barrierWait : maxWait, untilStop)
     pull.catch(() => {}) // reported by the await below
     return pull
   }
@@ -36,7 +39,7 @@ export async function applyLane(
     }
     batcher.add(fetched)
     if (batcher.missing !== undefined) await schemas.load(batcher.missing, signal)
-    const early = !batcher.full
+    const early = !batcher.full && !batcher.atBarrier // a pull without the standing partition would hold it up
     if (early) pull = fetch()
     for (let step = batcher.next(); step !== undefined; step = batcher.next()) {
       if (step.kind === 'arrive') {

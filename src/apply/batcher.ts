@@ -28,6 +28,8 @@ export interface Batcher {
   wanted(): readonly Offset[]
   /** Enough for a batch has arrived: no pull beside the next apply. */
   readonly full: boolean
+  /** A partition stands at a barrier, which will be offered or waits for others. */
+  readonly atBarrier: boolean
   /** A schema id that stopped the last `add`: to be loaded before the next pull, which brings the record again. */
   readonly missing: number | undefined
   /** Records passed over since the start; a run of `zombies` is worth an alarm (H12). */
@@ -328,6 +330,9 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
     },
     get full() {
       return pendingRows >= limits.batchRows || arrived.images.at >= limits.batchBytes
+    },
+    get atBarrier() {
+      return partitions.values().some(({ stand }) => stand === 'barrier')
     },
     get missing() {
       return missing
