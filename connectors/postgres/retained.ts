@@ -10,21 +10,29 @@ export type Retained = System & {
   /** Place from which the slot kept everything, 16 hex digits. */
   readonly consistentPoint: string
   readonly publication: PublicationRow
+  /** Tables that are being added to it: there or not yet. */
+  readonly adding: readonly string[]
 }
 
 const key = 'source/retained'
 const identities = { default: 'd', nothing: 'n', full: 'f', index: 'i' } as const
 
-export async function loadRetained(state: StateStore, signal: AbortSignal): Promise<Retained | undefined> {
+export type Stored = { readonly retained: Retained | undefined; readonly revision: number }
+export async function loadRetained(state: StateStore, signal: AbortSignal): Promise<Stored> {
   const stored = await state.get(key, signal)
   const retained = stored?.value as Retained | undefined
-  return retained?.state === 'released' ? undefined : retained
+  return { retained: retained?.state === 'released' ? undefined : retained, revision: stored?.revision ?? 0 }
 }
-/** One process holds the source's lease: another writer here has taken over. */
-export async function saveRetained(state: StateStore, retained: Retained, signal: AbortSignal): Promise<void> {
-  const stored = await state.get(key, signal)
-  const revision = await state.put(key, retained, stored?.revision ?? 0, signal)
-  if (revision === undefined) throw new Failure('FENCED', { object: key, observed: 'another worker wrote it' })
+/** Over the revision that was loaded; FENCED if somebody wrote since. Resolves to the new revision. */
+export async function saveRetained(
+  state: StateStore,
+  retained: Retained,
+  revision: number,
+  signal: AbortSignal,
+): Promise<number> {
+  const next = await state.put(key, retained, revision, signal)
+  if (next === undefined) throw new Failure('FENCED', { object: key, observed: 'another worker wrote it' })
+  return next
 }
 
 /**

@@ -1,0 +1,439 @@
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type pg from 'pg'
+import type { ChangeStream, Context, Counter, Snapshot, Source } from '../../src/connector.ts'
+import type { StateStore } from '../../src/coordinate/state-store.ts'
+import { Failure } from '../../src/errors.ts'
+import { origin, tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
+import { connect, replicationOptions, type PostgresConfig } from './config.ts'
+import { readDdl } from './ddl.ts'
+import { mapError } from './errors.ts'
+import { lsnOf, parseLsn, positionOf, printLsn } from './position.ts'
+import { openReader } from './reader.ts'
+import {
+  checkPublication,
+  checkSchema,
+  loadRetained,
+  lookup,
+  saveRetained,
+  withRoots,
+  type Retained,
+} from './retained.ts'
+import { readCatalog, tableSchema } from './schema.ts'
+import { freeSlot, openSlot } from './slots.ts'
+import {
+  addToPublication,
+  createPublication,
+  dropPublication,
+  dropSlot,
+  emitMessage,
+  identifySystem,
+  selectInProgress,
+  selectPublication,
+  selectPublicationDigest,
+  selectRoots,
+  selectSequences,
+  selectSequenceState,
+  selectServerVersion,
+  selectSlot,
+  timelineHistory,
+  type PublicationRow,
+  type SlotRow,
+  type Transactions,
+} from './source-queries.ts'
+import { openStream } from './stream.ts'
+import { visibility } from './visibility.ts'
+
+export type SourceOptions = {
+  /** How long a new slot waits for open transactions. */
+  readonly snapshotLimitMs?: number
+  readonly statusIntervalMs?: number
+  readonly readAheadBytes?: number
+  readonly spool?: { readonly memoryBytes: number; readonly diskBytes: number }
+}
+const snapshotLimitMs = 60_000
+const takeOverMs = 15_000
+/** Of what others may do to publication and tables, a check costs at most a twentieth of the time. */
+const checkEveryMs = 1_000
+const oldestServer = 140_000
+
+/** Slot and publication are called `crossfade_<pipeline>`. `state` belongs to this pipeline alone. */
+export async function openSource(
+  config: PostgresConfig,
+  context: Context,
+  state: StateStore,
+  signal: AbortSignal,
+  options: SourceOptions = {},
+): Promise<Source> {
+  const { pipeline } = context
+  const name = `crossfade_${pipeline}`
+  const publication = `publication ${name}`
+  const control = await connect(config, { name: 'source', pipeline, lockTimeoutMs: 10_000 }, signal)
+  const seen = visibility()
+  const schemas = new Map<string, TableSchema>()
+  let recorded: Retained | undefined
+  let revision = 0
+  let digest: string | undefined
+  let nextCheck = 0
+  let turn: Promise<unknown> = Promise.resolve()
+  const stop = new AbortController()
+  const serverVersion = await ask(selectServerVersion(control), signal).catch(async (error: unknown) => {
+    await control.end()
+    throw error
+  })
+  if (serverVersion < oldestServer) {
+    await control.end()
+    throw new Failure('UNSUPPORTED', { object: 'source', observed: `version ${serverVersion}`, needed: '14 or later' })
+  }
+
+  /** One answer of the server, or the end of the wait. */
+  async function ask<T>(asked: Promise<T>, signal: AbortSignal, object?: string): Promise<T> {
+    try {
+      return await orAborted(asked, signal)
+    } catch (error) {
+      if (signal.aborted) throw signal.reason
+      throw mapError(error, object)
+    }
+  }
+  /** What reads and writes the record runs one after the other. */
+  function inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const mine = turn.then(work)
+    turn = mine.catch(() => {})
+    return mine
+  }
+  /** Several sources of one pipeline share the record: what is written is based on what was just read. */
+  async function load(signal: AbortSignal): Promise<Retained | undefined> {
+    const stored = await loadRetained(state, signal)
+    revision = stored.revision
+    recorded = stored.retained
+    return recorded
+  }
+  async function record(made: Retained, signal: AbortSignal): Promise<void> {
+    revision = await saveRetained(state, made, revision, signal)
+    recorded = made
+    digest = undefined
+  }
+  async function published(signal: AbortSignal): Promise<PublicationRow> {
+    const row = await ask(selectPublication(control, name, serverVersion), signal, publication)
+    if (!row) throw new Failure('PUBLICATION_CHANGED', { object: publication, observed: 'it was dropped' })
+    return row
+  }
+  async function ownSlot(signal: AbortSignal): Promise<SlotRow> {
+    const row = await ask(selectSlot(control, name), signal, `slot ${name}`)
+    const lost = (observed: string): Failure => new Failure('SLOT_LOST', { object: `slot ${name}`, observed })
+    if (!row) throw lost('it does not exist')
+    if (row.wal_status === 'lost')
+      throw lost(`it was invalidated${row.invalidation_reason ? `: ${row.invalidation_reason}` : ''}`)
+    if (row.database !== config.database || row.plugin !== 'pgoutput') {
+      throw lost(`it is one of ${row.plugin} in database ${row.database}`)
+    }
+    return row
+  }
+  async function withTheirRoots(tables: readonly TableId[], signal: AbortSignal): Promise<readonly TableId[]> {
+    return withRoots(tables, await ask(selectRoots(control, tables), signal))
+  }
+
+  /** H13, H26: what others did to publication and tables since the record was written. */
+  async function checkRetained(signal: AbortSignal): Promise<void> {
+    const began = performance.now()
+    const now = await ask(selectPublicationDigest(control, name, serverVersion), signal, publication)
+    nextCheck = performance.now() + Math.max(checkEveryMs, 20 * (performance.now() - began))
+    if (now !== undefined && now === digest) return
+    const row = await ask(selectPublication(control, name, serverVersion), signal, publication)
+    const before = await load(signal)
+    if (before?.state !== 'made') return
+    checkPublication(name, before.publication, row, new Set(before.adding))
+    if (before.adding.length > 0) return
+    if (row && JSON.stringify(row) !== JSON.stringify(before.publication)) {
+      // Lost to another source of this pipeline: looked at again the next time.
+      const written = await record({ ...before, publication: row }, signal).then(
+        () => true,
+        (error: unknown) => {
+          if (error instanceof Failure && error.code === 'FENCED') return false
+          throw error
+        },
+      )
+      if (!written) return
+    }
+    digest = now
+  }
+  async function checkNowAndThen(signal: AbortSignal): Promise<void> {
+    if (performance.now() < nextCheck) return
+    await inTurn(() => (performance.now() < nextCheck ? Promise.resolve() : checkRetained(signal)))
+  }
+
+  async function retainFirst(tables: readonly TableSchema[], signal: AbortSignal): Promise<Snapshot> {
+    const object = `slot ${name}`
+    const former = recorded
+    const slot = await ask(selectSlot(control, name), signal, object)
+    const existing = await ask(selectPublication(control, name, serverVersion), signal, publication)
+    if (!former && (slot || existing)) {
+      throw new Failure('SLOT_IN_USE', {
+        object: slot ? object : publication,
+        observed: 'it exists, and this pipeline did not make it',
+        next: `If nothing needs it, drop it: ${slot ? `select pg_drop_replication_slot('${name}')` : `drop publication ${name}`}; or choose another pipeline name`,
+      })
+    }
+    const nothing = { oid: 0, options: '', relations: [] }
+    const none = { systemId: '', timeline: 0, database: config.database, consistentPoint: '', publication: nothing }
+    await record({ ...none, adding: [], state: 'making' }, signal)
+    if (slot) {
+      await freeSlot(control, pipeline, name, performance.now() + takeOverMs, signal)
+      await ask(dropSlot(control, name), signal, object)
+    }
+    if (existing) await ask(dropPublication(control, name), signal, publication)
+    // H9: a slot older than its publication cannot be decoded.
+    const ids = await withTheirRoots(
+      tables.map(({ table }) => table),
+      signal,
+    )
+    await ask(createPublication(control, name, ids), signal, publication)
+    const wanted = { config, pipeline, slot: name, temporary: false, serverVersion }
+    const limitMs = options.snapshotLimitMs ?? snapshotLimitMs
+    const { system, consistentPoint, snapshot } = await openSlot(control, { ...wanted, limitMs }, signal)
+    try {
+      const row = await published(signal)
+      adopt(tables, row)
+      const place = positionOf(consistentPoint)
+      await record({ ...system, state: 'made', consistentPoint: place, publication: row, adding: [] }, signal)
+      return snapshot
+    } catch (error) {
+      await snapshot[Symbol.asyncDispose]()
+      throw error
+    }
+  }
+
+  async function retainMore(before: Retained, tables: readonly TableSchema[], signal: AbortSignal): Promise<void> {
+    await ownSlot(signal)
+    const ids = await withTheirRoots(
+      tables.map(({ table }) => table),
+      signal,
+    )
+    const expected = new Set(ids.map(tableName))
+    const now = await published(signal)
+    checkPublication(name, before.publication, now, expected)
+    const there = new Set(now.relations.map(tableName))
+    const missing = ids.filter((table) => !there.has(tableName(table)))
+    if (missing.length > 0) {
+      // Said first: another source of this pipeline may look in between.
+      await record({ ...before, adding: missing.map(tableName) }, signal)
+      await ask(addToPublication(control, name, missing), signal, publication)
+    }
+    const after = missing.length > 0 ? await published(signal) : now
+    adopt(tables, after)
+    if (before.adding.length + missing.length > 0 || JSON.stringify(after) !== JSON.stringify(before.publication)) {
+      await record({ ...before, publication: after, adding: [] }, signal)
+    }
+  }
+
+  function adopt(tables: readonly TableSchema[], row: PublicationRow): void {
+    const rows = new Map(row.relations.map((relation) => [tableName(relation), relation]))
+    for (const schema of tables) {
+      const relation = rows.get(tableName(schema.table))
+      if (relation) checkSchema(schema, relation)
+      schemas.set(tableName(schema.table), schema)
+    }
+  }
+
+  /** H11: the log that positions count in must be the one that was recorded. */
+  async function checkSystem(client: pg.Client, made: Retained, after: Position): Promise<void> {
+    const system = await identifySystem(client)
+    const diverged = (observed: string, needed: string): Failure =>
+      new Failure('SOURCE_DIVERGED', { object: 'source', observed, needed })
+    if (system.systemId !== made.systemId) throw diverged(`system ${system.systemId}`, `system ${made.systemId}`)
+    if (system.timeline === made.timeline) return
+    const line = `timeline ${system.timeline}`
+    if (system.timeline < made.timeline) throw diverged(line, `timeline ${made.timeline} or its successors`)
+    const history = await timelineHistory(client, system.timeline)
+    const left = history
+      .split('\n')
+      .map((text) => text.trim().split(/\s+/))
+      .find(([from]) => Number(from) === made.timeline)
+    const switched = left?.[1]
+    if (switched === undefined) throw diverged(line, `a successor of timeline ${made.timeline}`)
+    if (parseLsn(switched) < lsnOf(after)) {
+      throw diverged(`${line}, which left ${made.timeline} at ${switched}`, `all up to ${printLsn(lsnOf(after))}`)
+    }
+    await inTurn(async () => {
+      const now = await load(stop.signal)
+      await record({ ...(now ?? made), timeline: system.timeline }, stop.signal)
+    })
+  }
+
+  async function changes(after: Position, signal: AbortSignal): Promise<ChangeStream> {
+    const made = await inTurn(() => load(signal))
+    if (made?.state !== 'made') {
+      throw new Failure('SLOT_LOST', { object: `slot ${name}`, observed: 'this pipeline never retained anything' })
+    }
+    await inTurn(() => checkRetained(signal))
+    const { publication: retained } = recorded ?? made
+    const plain = retained.relations.filter((row) => row.kind === 'r').map(tableName)
+    if (plain.some((table) => !schemas.has(table))) {
+      const names = new Set(plain)
+      const catalog = await ask(
+        readCatalog(control, (table) => names.has(tableName(table))),
+        signal,
+      )
+      adopt(
+        catalog.filter(({ table }) => names.has(tableName(table))).map((table) => tableSchema(table, 1)),
+        retained,
+      )
+    }
+    const deadline = performance.now() + takeOverMs
+    for (;;) {
+      const slot = await ownSlot(signal)
+      const confirmed = parseLsn(slot.confirmed_flush_lsn ?? '0/0')
+      checkPlace(made, after, confirmed, parseLsn(slot.insert_lsn))
+      await freeSlot(control, pipeline, name, deadline, signal)
+      seen.begin(after, await ask(selectInProgress(control), signal))
+      try {
+        const { statusIntervalMs, readAheadBytes, spool } = options
+        const timeout = await ask(senderTimeout(control), signal)
+        const interval = statusIntervalMs ?? Math.max(100, Math.min(5_000, timeout / 4))
+        const settings = {
+          client: replicationOptions(config, 'stream', pipeline),
+          slot: name,
+          publication: name,
+          serverVersion,
+          after,
+          confirmed,
+          lookup: lookup(() => recorded?.publication.relations ?? [], schemas),
+          ours: (origin: string) => origin.startsWith(`crossfade:${pipeline}:`),
+          dir: join(context.dir, 'source'),
+          onDecoded: seen.decoded,
+          prepare: (client: pg.Client) => checkSystem(client, made, after),
+          statusIntervalMs: interval,
+          ...(readAheadBytes === undefined ? {} : { readAheadBytes }),
+          ...(spool === undefined ? {} : { spool }),
+        }
+        return await openStream(settings, AbortSignal.any([signal, stop.signal]))
+      } catch (error) {
+        const taken = error instanceof Failure && error.code === 'SLOT_IN_USE' && performance.now() < deadline
+        if (!taken) throw error
+        await sleep(50, undefined, { signal })
+      }
+    }
+  }
+
+  function checkPlace(made: Retained, after: Position, confirmed: bigint, end: bigint): void {
+    // Changes up to the newest durable watermark may have been acknowledged, and never one beyond it.
+    const known = after === origin ? BigInt(`0x${made.consistentPoint}`) : lsnOf(after) + 1n
+    const object = `slot ${name}`
+    if (confirmed > known) {
+      const observed = `it was acknowledged up to ${printLsn(confirmed)}`
+      throw new Failure('SOURCE_DIVERGED', { object, observed, needed: `at most ${printLsn(known)}` })
+    }
+    if (known > end + 1n) {
+      const observed = `the source's log ends at ${printLsn(end)}`
+      throw new Failure('SOURCE_DIVERGED', { object, observed, needed: `at least ${printLsn(known)}` })
+    }
+  }
+
+  return {
+    async check(filter, signal) {
+      const { checkSource } = await import('./check.ts')
+      return await ask(checkSource(control, config, filter), signal)
+    },
+    async tables(filter, signal) {
+      const catalog = await ask(readCatalog(control, filter), signal)
+      return catalog.map((table) => tableSchema(table, 1))
+    },
+    retain: (tables, signal) =>
+      inTurn(async () => {
+        const before = await load(signal)
+        if (before?.state !== 'made') return await retainFirst(tables, signal)
+        await retainMore(before, tables, signal)
+        return undefined
+      }),
+    async snapshot(signal) {
+      const slot = `${name.slice(0, 46)}_${process.pid}_${Date.now().toString(36)}`
+      const limitMs = options.snapshotLimitMs ?? snapshotLimitMs
+      const wanted = { config, pipeline, slot, temporary: true, serverVersion, limitMs }
+      return (await openSlot(control, wanted, signal)).snapshot
+    },
+    reader: (at, signal) => openReader(config, at, pipeline, signal),
+    changes,
+    async emit(prefix, content, signal) {
+      await checkNowAndThen(signal)
+      await ask(emitMessage(control, prefix, content), signal)
+    },
+    async health(signal) {
+      await checkNowAndThen(signal)
+      const slot = await ownSlot(signal)
+      const insert = positionOf(parseLsn(slot.insert_lsn))
+      seen.prune(await ask(selectInProgress(control), signal))
+      const kept = slot.restart_lsn === null ? undefined : Number(parseLsn(slot.wal_lsn) - parseLsn(slot.restart_lsn))
+      return {
+        position: insert,
+        ...(kept === undefined ? {} : { retainedBytes: kept }),
+        ...(slot.safe_wal_size === null ? {} : { safeBytes: Number(slot.safe_wal_size) }),
+      }
+    },
+    async visible(position, signal) {
+      for (let first: Transactions | undefined; ;) {
+        const now = await ask(selectInProgress(control), signal)
+        first ??= now
+        if (seen.all(position, now, first)) return
+        await sleep(20, undefined, { signal })
+      }
+    },
+    ddl: (tables, style, signal) => readDdl(config, tables, style, signal),
+    async counters(filter, signal) {
+      const catalog = await ask(readCatalog(control, filter), signal)
+      const sequences = await ask(
+        selectSequences(
+          control,
+          catalog.map(({ table }) => table),
+        ),
+        signal,
+      )
+      const counters: Counter[] = []
+      for (const sequence of sequences) {
+        const now = await ask(selectSequenceState(control, sequence), signal)
+        if (!now) continue
+        const value = BigInt(now.last_value) + (now.is_called ? BigInt(sequence.increment) : 0n)
+        counters.push({ name: `${quoted(sequence.schema)}.${quoted(sequence.name)}`, value })
+      }
+      return counters
+    },
+    release: (signal) =>
+      inTurn(async () => {
+        const former = await load(signal)
+        if (!former) return
+        await freeSlot(control, pipeline, name, performance.now() + takeOverMs, signal)
+        await ask(dropSlot(control, name), signal, `slot ${name}`)
+        await ask(dropPublication(control, name), signal, publication)
+        await record({ ...former, state: 'released' }, signal)
+        recorded = undefined
+      }),
+    async [Symbol.asyncDispose]() {
+      stop.abort(new Failure('SERVER_UNREACHABLE', { object: 'source', observed: 'closed' }))
+      await control.end()
+    },
+  }
+}
+
+function quoted(name: string): string {
+  return `"${name.replaceAll('"', '""')}"`
+}
+
+async function senderTimeout(client: pg.Client): Promise<number> {
+  const { rows } = await client.query<{ ms: string }>(
+    "select setting as ms from pg_settings where name = 'wal_sender_timeout'",
+  )
+  const ms = Number(rows[0]?.ms)
+  return ms > 0 ? ms : 60_000
+}
+
+async function orAborted<T>(asked: Promise<T>, signal: AbortSignal): Promise<T> {
+  signal.throwIfAborted()
+  const { promise, reject } = Promise.withResolvers<never>()
+  const abort = (): void => reject(signal.reason)
+  signal.addEventListener('abort', abort, { once: true })
+  try {
+    return await Promise.race([asked, promise])
+  } finally {
+    signal.removeEventListener('abort', abort)
+    asked.catch(() => {}) // its outcome has no reader after an abort
+  }
+}
