@@ -30,6 +30,7 @@ export type ErrorCode =
   | 'RECORD_TOO_LARGE'
   | 'LOG_DAMAGED'
   | 'LOG_IN_USE'
+  | 'LOG_FULL'
   | 'FENCED'
   | 'LEASE_LOST'
   | 'UNSUPPORTED'
@@ -131,6 +132,11 @@ export const codes: Readonly<Record<ErrorCode, Code>> = {
   LOG_DAMAGED: stop(
     'Bytes in the change log do not match their checksum',
     'Look at the broker’s disks; restore the log or copy again',
+  ),
+  LOG_FULL: retry(
+    'No space for the change log',
+    'Free disk space where the log lies; the run goes on by itself',
+    1,
   ),
   LOG_IN_USE: operator('Another process has the embedded log open', 'Stop the other process, or name brokers'),
   FENCED: retry('Another worker has taken over', 'Nothing: the successor goes on', 1),

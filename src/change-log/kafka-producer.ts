@@ -132,7 +132,7 @@ export function kafkaProducer(cluster: KafkaCluster, log: Logger): KafkaProducer
   /** Sends each job's first part once; true if all were answered for good, 'renew' if our identity is no longer accepted. */
   async function send(jobs: readonly Job[], signal: AbortSignal): Promise<'done' | 'again' | 'renew'> {
     let outcome: 'done' | 'again' | 'renew' = 'done'
-    let failure: unknown
+    let failure: Error | undefined
     const again = (): void => {
       if (outcome === 'done') outcome = 'again'
     }
