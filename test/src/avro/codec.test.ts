@@ -291,6 +291,10 @@ test('keys without a value, old values not sent and images of another shape are 
     const images = rowsOf([Array.from({ length: count }, () => sent('1').sent)])
     assert.throws(() => encoder.key(new Output(8), images, 0), { code: 'STREAM_MALFORMED' })
   }
+  const batch = batchOf(schema, [{ op: 0, old: undefined, next: [sent('1'), sent('x')] }])
+  const longer = Buffer.concat([batch.images.bytes, Buffer.of(0)])
+  const images = { bytes: longer, starts: Int32Array.of(0, 0, longer.length), count: 2 }
+  assert.throws(() => encoder.value(new Output(8), { ...batch, images }, 0, 0, 0), { code: 'STREAM_MALFORMED' })
 })
 
 test('images cut or overwritten anywhere end in STREAM_MALFORMED or in a record, never in another error', () => {

@@ -101,3 +101,14 @@ test('loading ends when its signal does', async () => {
   await append(log, schemaWriter().encoder(orders).fresh)
   await second
 })
+
+test('two schemas with one fingerprint are refused at both ends', async () => {
+  const [first, second] = [table('t21584'), table('t35401')]
+  assert.equal(idOf(first), idOf(second), 'found by search: find two others if the wire form has changed')
+  const writer = schemaWriter()
+  writer.encoder(first)
+  assert.throws(() => writer.encoder(second), { code: 'UNSUPPORTED' })
+  await using log = await openLog()
+  await append(log, [...schemaWriter().encoder(first).fresh, ...schemaWriter().encoder(second).fresh])
+  await assert.rejects(schemaReader(log, topic).load(1, signal), { code: 'UNSUPPORTED' })
+})
