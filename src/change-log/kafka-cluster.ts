@@ -20,15 +20,15 @@ export interface KafkaCluster {
 
 const metadataTimeout = 10_000
 /** Older knowledge is asked for again, so that a topic made anew is noticed. */
-const metadataAge = 60_000
+const metadataAge = 10_000
 /** How long a topic may be unknown to the brokers: they learn of topics at different moments, also after a restart. */
 const patience = 30_000
 
-export function kafkaCluster(address: KafkaAddress): KafkaCluster {
+/** `ids`: of the topics as first seen, shared by all that belong to one log. */
+export function kafkaCluster(address: KafkaAddress, ids: Map<string, string> = new Map()): KafkaCluster {
   const dial = dialer(address)
   const wires = new Map<string, Promise<Wire>>()
   const leaders = new Map<string, number>()
-  const ids = new Map<string, string>()
   const missingSince = new Map<string, number>()
   let brokers: readonly BrokerAt[] = []
   let learned = -Infinity

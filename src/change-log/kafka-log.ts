@@ -18,10 +18,11 @@ const week = 7 * 24 * 3600 * 1000
 
 /** SERVER_UNREACHABLE if no broker answers within ten seconds. Afterwards outages are waited out: each call goes on until its signal aborts. */
 export async function openKafkaLog(options: KafkaLogOptions, log: Logger, signal: AbortSignal): Promise<ChangeLog> {
-  const main = kafkaCluster(options)
-  const writing = kafkaCluster(options)
+  const ids = new Map<string, string>()
+  const main = kafkaCluster(options, ids)
+  const writing = kafkaCluster(options, ids)
   const producer = kafkaProducer(writing, log)
-  const fetcher = kafkaFetcher(() => kafkaCluster(options), log)
+  const fetcher = kafkaFetcher(() => kafkaCluster(options, ids), log)
   const close = (): void => {
     main.close()
     writing.close()

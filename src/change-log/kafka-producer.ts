@@ -205,7 +205,12 @@ export function kafkaProducer(cluster: KafkaCluster, log: Logger): KafkaProducer
           job.stamped = current
           job.since = performance.now()
         }
+        const before = left.map((job) => (ends.get(job.name) ?? 0) + (job.parts[0]?.count ?? 0))
         const outcome = await send(left, signal)
+        // Somebody else's records lie between: a former holder's, or the topic is another one by now.
+        if (left.some((job, i) => !job.open && (ends.get(job.name) ?? 0) > (before[i] ?? 0))) {
+          await cluster.refresh([...new Set(left.map((job) => job.at.topic))], signal)
+        }
         const late = left.some((job) => job.open && performance.now() - job.since > outcomeDeadline)
         if (outcome === 'renew' || late) {
           for (const job of left) if (job.parts.length > 0) await settle(job, signal)
