@@ -1,0 +1,183 @@
+import type pg from 'pg'
+
+export type ServerRow = {
+  version: number
+  recovery: boolean
+  read_only: boolean
+  encoding: string
+  wal_level: string
+  max_slots: number
+  max_senders: number
+  senders: number
+  slots: { name: string; active: boolean }[]
+  keep_size: string
+  idle_timeout: string | null
+  user: string
+  database: string
+  superuser: boolean
+  replication: boolean
+  create_in_database: boolean
+  large_objects: boolean
+  prepared: number
+}
+export async function selectServer(client: pg.ClientBase): Promise<ServerRow | undefined> {
+  const { rows } = await client.query<ServerRow>(`
+    select current_setting('server_version_num')::int as version, pg_is_in_recovery() as recovery,
+           current_setting('transaction_read_only') = 'on' as read_only, current_setting('server_encoding') as encoding,
+           current_setting('wal_level') as wal_level, current_setting('max_replication_slots')::int as max_slots,
+           current_setting('max_wal_senders')::int as max_senders,
+           (select count(*)::int from pg_stat_activity where backend_type = 'walsender') as senders,
+           (select coalesce(json_agg(json_build_object('name', slot_name, 'active', active) order by slot_name), '[]') from pg_replication_slots) as slots,
+           current_setting('max_slot_wal_keep_size') as keep_size, current_setting('idle_replication_slot_timeout', true) as idle_timeout,
+           current_user as user, current_database() as database, r.rolsuper as superuser,
+           r.rolsuper or r.rolreplication or exists (
+             select from pg_roles m where m.rolname in ('rds_replication', 'rds_superuser') and pg_has_role(current_user, m.oid, 'usage')) as replication,
+           has_database_privilege(current_database(), 'create') as create_in_database,
+           exists (select from pg_largeobject_metadata) as large_objects,
+           (select count(*)::int from pg_prepared_xacts where database = current_database()) as prepared
+      from pg_roles r where r.rolname = current_user`)
+  return rows[0]
+}
+
+export type RightsRow = { oid: number; read: boolean; write: boolean; owner: boolean; hidden: boolean; usage: boolean }
+export async function selectRights(client: pg.ClientBase, tables: readonly number[]): Promise<readonly RightsRow[]> {
+  const { rows } = await client.query<RightsRow>(
+    `select c.oid, has_table_privilege(c.oid, 'select') as read,
+            has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'insert') and has_table_privilege(c.oid, 'update')
+              and has_table_privilege(c.oid, 'delete') and has_table_privilege(c.oid, 'truncate') as write,
+            pg_has_role(current_user, c.relowner, 'usage') as owner,
+            c.relrowsecurity and not coalesce((select rolsuper or rolbypassrls from pg_roles where rolname = current_user), false)
+              and (c.relforcerowsecurity or not pg_has_role(current_user, c.relowner, 'usage')) as hidden,
+            has_schema_privilege(c.relnamespace, 'usage') as usage
+       from pg_class c where c.oid = any($1::oid[])`,
+    [tables],
+  )
+  return rows
+}
+
+export type PublicationCheck = { owner: boolean; tables: number[] }
+export async function selectPublicationCheck(
+  client: pg.ClientBase,
+  name: string,
+): Promise<PublicationCheck | undefined> {
+  const { rows } = await client.query<PublicationCheck>(
+    `select pg_has_role(current_user, p.pubowner, 'usage') as owner,
+            array(select r.prrelid::int8 from pg_publication_rel r where r.prpubid = p.oid)::int4[] as tables
+       from pg_publication p where p.pubname = $1`,
+    [name],
+  )
+  return rows[0]
+}
+
+export type SlotCheck = {
+  plugin: string
+  database: string
+  holder: string | null
+  pid: number | null
+  wal_status: string | null
+}
+export async function selectSlotCheck(client: pg.ClientBase, name: string): Promise<SlotCheck | undefined> {
+  const { rows } = await client.query<SlotCheck>(
+    `select s.plugin, s.database, a.application_name as holder, s.active_pid as pid, s.wal_status
+       from pg_replication_slots s left join pg_stat_activity a on a.pid = s.active_pid where s.slot_name = $1`,
+    [name],
+  )
+  return rows[0]
+}
+
+export type OpenTransaction = { pid: number; who: string; seconds: number }
+/** Writing transactions older than a minute: what a new slot has to wait for. */
+export async function selectOldTransactions(client: pg.ClientBase): Promise<readonly OpenTransaction[]> {
+  const { rows } = await client.query<OpenTransaction>(`
+    select pid, format('%s as %s', coalesce(nullif(application_name, ''), 'unnamed'), usename) as who,
+           extract(epoch from now() - xact_start)::int as seconds
+      from pg_stat_activity where backend_xid is not null and xact_start < now() - interval '1 minute' order by xact_start limit 10`)
+  return rows
+}
+
+export type ObjectRow = {
+  oid: number | null
+  schema: string
+  name: string
+  kind: string | null
+  schema_create: boolean | null
+}
+/** What stands at the target under these names. */
+export async function selectObjects(
+  client: pg.ClientBase,
+  tables: readonly { schema: string; name: string }[],
+): Promise<readonly ObjectRow[]> {
+  const { rows } = await client.query<ObjectRow>(
+    `select c.oid, g.schema, g.name, c.relkind as kind,
+            case when n.oid is not null then has_schema_privilege(n.oid, 'create') end as schema_create
+       from unnest($1::text[], $2::text[]) g (schema, name)
+       left join pg_namespace n on n.nspname = g.schema left join pg_class c on c.relnamespace = n.oid and c.relname = g.name`,
+    [tables.map((table) => table.schema), tables.map((table) => table.name)],
+  )
+  return rows
+}
+
+/** Categories (typcategory) of types by name; null where there is no such type. */
+export async function selectCategories(
+  client: pg.ClientBase,
+  types: readonly string[],
+): Promise<ReadonlyMap<string, string | null>> {
+  const { rows } = await client.query<{ type: string; category: string | null }>(
+    `select g.type, (select t.typcategory from pg_type t where t.oid = to_regtype(g.type)) as category from unnest($1::text[]) g (type)`,
+    [types],
+  )
+  return new Map(rows.map((row) => [row.type, row.category]))
+}
+
+export type EnforcerRow = {
+  table: number
+  what: string
+  kind: 'foreign key' | 'trigger' | 'always' | 'deferrable'
+  off: string
+}
+/** What acts on rows beside us: foreign keys, triggers, deferrable unique constraints, with the statement that stops it. */
+export async function selectEnforcers(
+  client: pg.ClientBase,
+  tables: readonly number[],
+): Promise<readonly EnforcerRow[]> {
+  const { rows } = await client.query<EnforcerRow>(
+    `select k.conrelid as "table", format('%s of %s', k.conname, k.conrelid::regclass) as what, 'foreign key' as kind,
+            format('alter table %s drop constraint %I', k.conrelid::regclass, k.conname) as off
+       from pg_constraint k where k.contype = 'f' and k.conparentid = 0 and (k.conrelid = any($1::oid[]) or k.confrelid = any($1::oid[]))
+     union all
+     select t.tgrelid, format('%s on %s', t.tgname, t.tgrelid::regclass), case when t.tgenabled in ('A', 'R') then 'always' else 'trigger' end,
+            format('alter table %s disable trigger %I', t.tgrelid::regclass, t.tgname)
+       from pg_trigger t where t.tgrelid = any($1::oid[]) and not t.tgisinternal and t.tgenabled <> 'D'
+     union all
+     select k.conrelid, format('%s of %s', k.conname, k.conrelid::regclass), 'deferrable',
+            format('alter table %s drop constraint %I', k.conrelid::regclass, k.conname)
+       from pg_constraint k where k.contype in ('u', 'x') and k.condeferrable and k.conrelid = any($1::oid[])
+     order by 2`,
+    [tables],
+  )
+  return rows
+}
+
+export type WriterRow = { origins: boolean; own_schema: boolean | null; origin_limit: number; origins_used: number }
+export async function selectWriter(client: pg.ClientBase): Promise<WriterRow | undefined> {
+  const { rows } = await client.query<WriterRow>(`
+    select has_function_privilege('pg_replication_origin_session_setup(text)', 'execute')
+             and has_function_privilege('pg_replication_origin_create(text)', 'execute') as origins,
+           (select has_schema_privilege(oid, 'create') from pg_namespace where nspname = 'crossfade') as own_schema,
+           coalesce(current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'))::int as origin_limit,
+           (select count(*)::int from pg_replication_origin) as origins_used`)
+  return rows[0]
+}
+
+/** Whether this role may switch triggers and foreign keys off for its own session: asked by doing it. */
+export async function maySetReplicaRole(client: pg.ClientBase): Promise<boolean> {
+  await client.query('begin')
+  try {
+    await client.query('set local session_replication_role = replica')
+    return true
+  } catch {
+    return false
+  } finally {
+    await client.query('rollback')
+  }
+}

@@ -1,0 +1,336 @@
+import type pg from 'pg'
+import type { Finding } from '../../src/connector.ts'
+import { tableName, type TableSchema } from '../../src/model.ts'
+import {
+  maySetReplicaRole,
+  selectCategories,
+  selectEnforcers,
+  selectObjects,
+  selectRights,
+  selectServer,
+  selectWriter,
+  type ServerRow,
+} from './check-queries.ts'
+import { checkVersion, finding } from './check.ts'
+import { mapError } from './errors.ts'
+import { ident, qualified, selectUniqueIndexes, type IndexRow } from './queries.ts'
+import { readCatalog, type CatalogColumn, type CatalogTable } from './schema.ts'
+
+/** The preflight of a target for these tables. Changes nothing. Tables that are missing are no blocker: they may be made. */
+export async function checkTarget(client: pg.Client, tables: readonly TableSchema[]): Promise<readonly Finding[]> {
+  try {
+    const server = await selectServer(client)
+    const writer = await selectWriter(client)
+    if (!server || !writer)
+      return [finding('target.role', 'unknown', 'the role is not in pg_roles', 'a role of the server')]
+    const found = [...checkVersion('target', server)]
+    if (server.read_only && !server.recovery)
+      found.push(
+        finding(
+          'target.writable',
+          'blocker',
+          'the database is read-only',
+          'a database that can be written to',
+          `ALTER DATABASE ${ident(server.database)} SET default_transaction_read_only = off;`,
+        ),
+      )
+    if (!(writer.own_schema ?? server.create_in_database))
+      found.push(
+        finding(
+          'target.own_schema',
+          'blocker',
+          `${server.user} may not create the schema crossfade`,
+          'CREATE',
+          writer.own_schema === null
+            ? `GRANT CREATE ON DATABASE ${ident(server.database)} TO ${ident(server.user)};`
+            : `GRANT ALL ON SCHEMA crossfade TO ${ident(server.user)};`,
+        ),
+      )
+    found.push(
+      writer.origins
+        ? finding(
+            'target.origins',
+            'ok',
+            `${server.user} may mark its own writes`,
+            'EXECUTE on the functions of replication origins',
+          )
+        : finding(
+            'target.origins',
+            'warning',
+            `${server.user} may not mark its own writes: a way back cannot tell them from others`,
+            'EXECUTE on the functions of replication origins',
+            ['create(text)', 'drop(text)', 'oid(text)', 'session_setup(text)', 'session_reset()', 'session_is_setup()']
+              .map((name) => `GRANT EXECUTE ON FUNCTION pg_replication_origin_${name} TO ${ident(server.user)};`)
+              .join('\n'),
+          ),
+    )
+    found.push(...(await checkPresent(client, server, tables)))
+    return found
+  } catch (error) {
+    throw mapError(error)
+  }
+}
+
+async function checkPresent(
+  client: pg.Client,
+  server: ServerRow,
+  tables: readonly TableSchema[],
+): Promise<readonly Finding[]> {
+  const found: Finding[] = []
+  const objects = new Map(
+    (
+      await selectObjects(
+        client,
+        tables.map((schema) => schema.table),
+      )
+    ).map((row) => [tableName(row), row]),
+  )
+  const catalog = new Map(
+    (await readCatalog(client, (table) => objects.has(tableName(table)))).map((table) => [
+      tableName(table.table),
+      table,
+    ]),
+  )
+  const present = [...catalog.values()].filter((table) => objects.has(tableName(table.table)))
+  const oids = present.map((table) => table.oid)
+  const rights = new Map((await selectRights(client, oids)).map((row) => [row.oid, row]))
+  const unique = Map.groupBy(await selectUniqueIndexes(client, oids), (row) => row.indrelid)
+  const categories = await selectCategories(client, [
+    ...new Set([
+      ...tables.flatMap((schema) => schema.columns.map((column) => column.type)),
+      ...present.flatMap((table) => table.columns.map((column) => column.type)),
+    ]),
+  ])
+  let missing = 0
+  for (const schema of tables) {
+    const name = tableName(schema.table)
+    const object = objects.get(name)
+    const table = catalog.get(name)
+    if (object?.oid === null || object === undefined) {
+      missing++
+      if (object?.schema_create === false)
+        found.push(
+          finding(
+            'target.create',
+            'blocker',
+            `${server.user} may not create tables in schema ${schema.table.schema}`,
+            'CREATE',
+            `GRANT CREATE ON SCHEMA ${ident(schema.table.schema)} TO ${ident(server.user)};`,
+          ),
+        )
+      continue
+    }
+    if (!table) {
+      found.push(
+        finding('target.shape', 'blocker', `${name} is not an ordinary, logged table`, 'a table as at the source'),
+      )
+      continue
+    }
+    const right = rights.get(table.oid)
+    if (right && (!right.write || !right.usage))
+      found.push(
+        finding(
+          'target.write',
+          'blocker',
+          `${server.user} may not write to ${name}`,
+          'SELECT, INSERT, UPDATE, DELETE, TRUNCATE',
+          `GRANT USAGE ON SCHEMA ${ident(schema.table.schema)} TO ${ident(server.user)};\nGRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ${qualified(schema.table)} TO ${ident(server.user)};`,
+        ),
+      )
+    if (right?.hidden)
+      found.push(
+        finding(
+          'target.row_security',
+          'blocker',
+          `row security of ${name} applies to ${server.user}`,
+          'a role that sees every row',
+          `ALTER ROLE ${ident(server.user)} BYPASSRLS;`,
+        ),
+      )
+    found.push(...compare(schema, table, unique.get(table.oid) ?? [], categories))
+  }
+  found.push(
+    finding(
+      'target.tables',
+      'ok',
+      `${tables.length - missing} of ${tables.length} tables are there`,
+      'all, or none, to be made',
+    ),
+    ...(await checkEnforcers(client, server, oids)),
+  )
+  return found
+}
+
+/** Each difference of shape in which rows of the source may not fit. */
+function compare(
+  schema: TableSchema,
+  table: CatalogTable,
+  unique: readonly IndexRow[],
+  categories: ReadonlyMap<string, string | null>,
+): readonly Finding[] {
+  const found: Finding[] = []
+  const name = tableName(table.table)
+  const alter = `ALTER TABLE ${qualified(table.table)}`
+  const differs = (level: Finding['level'], observed: string, needed: string, remedy?: string): void =>
+    void found.push(finding('target.shape', level, observed, needed, remedy))
+  const columns = new Map(table.columns.map((column) => [column.name, column]))
+  for (const column of schema.columns) {
+    const at = columns.get(column.name)
+    const where = `${name}.${column.name}`
+    if (!at)
+      differs(
+        'blocker',
+        `${where} is missing`,
+        column.type,
+        `${alter} ADD COLUMN ${ident(column.name)} ${column.type};`,
+      )
+    else {
+      if (at.generated)
+        differs(
+          'blocker',
+          `${where} is generated`,
+          'a column that takes values',
+          `${alter} ALTER COLUMN ${ident(column.name)} DROP EXPRESSION;`,
+        )
+      const fit = fits(column.type, at, categories)
+      if (fit !== 'ok')
+        differs(
+          fit,
+          `${where} is ${at.type}`,
+          column.type,
+          `${alter} ALTER COLUMN ${ident(column.name)} TYPE ${column.type} USING ${ident(column.name)}::text::${column.type};`,
+        )
+      if (column.nullable && at.notNull)
+        differs(
+          'blocker',
+          `${where} takes no NULL`,
+          'NULL, as at the source',
+          `${alter} ALTER COLUMN ${ident(column.name)} DROP NOT NULL;`,
+        )
+    }
+  }
+  const names = new Set(schema.columns.map((column) => column.name))
+  for (const column of table.columns) {
+    if (names.has(column.name) || column.generated) continue
+    if (column.notNull && column.default === undefined && !column.identity)
+      differs(
+        'blocker',
+        `${name}.${column.name} needs a value, and the source has no such column`,
+        'NULL or a default',
+        `${alter} ALTER COLUMN ${ident(column.name)} DROP NOT NULL;`,
+      )
+    else differs('warning', `${name}.${column.name} is not at the source: it keeps its default`, 'the same columns')
+  }
+  const key = schema.key.map((index) => schema.columns[index]?.name ?? '')
+  const keyOids = new Set(key.map((column) => columns.get(column)?.attnum ?? 0))
+  if (key.length > 0) {
+    const carries = unique.some(
+      (index) =>
+        index.plain &&
+        index.indimmediate &&
+        index.columns.length === keyOids.size &&
+        index.columns.every((attnum) => keyOids.has(attnum)),
+    )
+    if (!carries)
+      differs(
+        'blocker',
+        `${name} has no unique index over (${key.join(', ')})`,
+        'the key of the source',
+        `${alter} ADD PRIMARY KEY (${key.map(ident).join(', ')});`,
+      )
+  }
+  return found
+}
+
+const integers = ['smallint', 'integer', 'bigint', 'numeric']
+const floats = ['real', 'double precision']
+const length = /^(character varying|character|bpchar|bit varying|bit)\((\d+)\)(.*)$/
+
+/** Whether every value of the source's type is a value of the column. */
+function fits(
+  source: string,
+  column: CatalogColumn,
+  categories: ReadonlyMap<string, string | null>,
+): 'ok' | 'warning' | 'blocker' {
+  const target = column.type
+  if (source === target) return 'ok'
+  for (const family of [integers, floats]) {
+    const from = family.indexOf(source)
+    const to = family.indexOf(target)
+    if (from >= 0 && to >= 0) return from <= to ? 'ok' : 'blocker'
+  }
+  const bounded = length.exec(target)
+  const given = length.exec(source)
+  if (bounded && (!given || Number(given[2]) > Number(bounded[2])))
+    return categories.get(source) === categories.get(target) ? 'warning' : 'blocker'
+  if (target === 'text' || target === 'character varying') return 'ok'
+  const category = categories.get(source)
+  return category !== undefined && category !== null && category === categories.get(target) ? 'warning' : 'blocker'
+}
+
+/** Changes arrive per table and partition: what checks rows against other tables, or writes by itself, must not act on them. */
+async function checkEnforcers(
+  client: pg.Client,
+  server: ServerRow,
+  oids: readonly number[],
+): Promise<readonly Finding[]> {
+  const enforcers = await selectEnforcers(client, oids)
+  const id = 'target.replica_role'
+  const needed = 'session_replication_role = replica for the connections of the pipeline'
+  const always = enforcers
+    .filter((row) => row.kind === 'always')
+    .map((row) =>
+      finding(
+        'target.trigger',
+        'blocker',
+        `trigger ${row.what} is enabled for replicated rows too: it would act twice`,
+        'none until cutover',
+        `${row.off};`,
+      ),
+    )
+  if (await maySetReplicaRole(client)) {
+    const deferrable = enforcers
+      .filter((row) => row.kind === 'deferrable')
+      .map((row) =>
+        finding(
+          'target.deferrable',
+          'warning',
+          `unique constraint ${row.what} is deferrable: it is not checked while changes are applied`,
+          'a verification before cutover',
+        ),
+      )
+    return [
+      finding(id, 'ok', `allowed for ${server.user}: foreign keys and triggers rest until cutover`, needed),
+      ...always,
+      ...deferrable,
+    ]
+  }
+  const grant =
+    server.version >= 150_000
+      ? `GRANT SET ON PARAMETER session_replication_role TO ${ident(server.user)};`
+      : `ALTER ROLE ${ident(server.user)} SUPERUSER; -- until cutover`
+  const acting = enforcers.filter((row) => row.kind !== 'always')
+  if (acting.length === 0)
+    return [
+      finding(
+        id,
+        'warning',
+        `not allowed for ${server.user}: foreign keys and triggers must not be created before cutover`,
+        needed,
+        grant,
+      ),
+      ...always,
+    ]
+  return [
+    ...always,
+    ...acting.map((row) =>
+      finding(
+        id,
+        'blocker',
+        `${row.kind} ${row.what} acts on replicated rows: ${server.user} may not switch it off`,
+        `${needed}, or none until cutover`,
+        `${grant}\n-- or\n${row.off};`,
+      ),
+    ),
+  ]
+}
