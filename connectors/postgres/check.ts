@@ -288,7 +288,7 @@ function checkKeys(tables: readonly CatalogTable[]): readonly Finding[] {
   const pinned: TableId[] = []
   for (const table of tables) {
     const name = tableName(table.table)
-    if (table.replicaIdentity !== 'full' && table.key.length === 0) {
+    if (table.replicaIdentity === 'nothing' || (table.replicaIdentity !== 'full' && table.key.length === 0)) {
       const why =
         table.replicaIdentity === 'nothing'
           ? 'has REPLICA IDENTITY NOTHING'

@@ -1,0 +1,197 @@
+import assert from 'node:assert/strict'
+import { after, before, describe, test } from 'node:test'
+import type pg from 'pg'
+import { checkTarget } from '../../../connectors/postgres/check-target.ts'
+import { checkSource } from '../../../connectors/postgres/check.ts'
+import { connect, parse, type PostgresConfig } from '../../../connectors/postgres/config.ts'
+import { readCatalog, tableSchema } from '../../../connectors/postgres/schema.ts'
+import type { Finding } from '../../../src/connector.ts'
+import type { TableId, TableSchema } from '../../../src/model.ts'
+import { startPostgres } from '../../support/postgres.ts'
+import { needs, postgres } from '../../support/servers.ts'
+
+const signal = AbortSignal.timeout(90_000)
+let roles = 0
+
+for (const version of [18, 14] as const) {
+  describe(`preflight of version ${version}`, needs(version === 18 ? 'pg' : 'pg14'), () => {
+    let url: string
+    let admin: pg.Client
+    let config: PostgresConfig
+
+    before(async () => {
+      url = await (await postgres(version)).database('check')
+      config = parse({ url })
+      admin = await connect(config, { name: 'test' }, signal)
+    })
+    after(() => admin.end())
+
+    /** A session of a fresh role that may log in and nothing else. */
+    async function stranger<Result>(
+      attributes: string,
+      work: (client: pg.Client, role: string) => Promise<Result>,
+    ): Promise<Result> {
+      const role = `check_${process.pid}_${version}_${++roles}`
+      await admin.query(`create role ${role} login ${attributes}`)
+      const its = new URL(url)
+      its.username = role
+      const client = await connect(parse({ url: its.href }), { name: 'test' }, signal)
+      try {
+        return await work(client, role)
+      } finally {
+        await client.end()
+        await admin.query(`drop owned by ${role}; drop role ${role}`)
+      }
+    }
+    const source = (client: pg.Client, schema: string): Promise<readonly Finding[]> =>
+      checkSource(client, config, (id) => id.schema === schema, 'shop')
+    async function schemas(filter: (id: TableId) => boolean): Promise<TableSchema[]> {
+      return (await readCatalog(admin, filter)).map((table) => tableSchema(table, 1))
+    }
+
+    test('a source that is ready has no blocker', async () => {
+      await admin.query('create schema ready; create table ready.t (id int primary key)')
+      const found = await source(admin, 'ready')
+      assert.deepEqual(blockers(found), [])
+      assert.ok(found.some((finding) => finding.id === 'source.wal_level' && finding.level === 'ok'))
+    })
+
+    test('no table is a blocker', async () => {
+      assert.deepEqual(blockers(await source(admin, 'nowhere')), ['source.tables'])
+    })
+
+    test('a role without rights is told what to run, and after that is content', async () => {
+      await admin.query('create schema rights; create table rights.t (id int primary key)')
+      await stranger('', async (client, role) => {
+        const found = await source(client, 'rights')
+        assert.deepEqual(blockers(found), ['source.publication', 'source.replication', 'source.select', 'source.usage'])
+        for (const { level, remedy } of found) if (level === 'blocker') await admin.query(remedy ?? '')
+        // The publication was made by a superuser; to be changed by us it has to be ours.
+        await admin.query(`grant create on database ${JSON.stringify(config.database)} to ${role}`)
+        await admin.query(`alter publication crossfade_shop owner to ${role}`)
+        assert.deepEqual(blockers(await source(client, 'rights')), [])
+        await admin.query('drop publication crossfade_shop')
+      })
+    })
+
+    test('tables whose updates the source would refuse', async () => {
+      await admin.query(`create schema keys;
+        create table keys.none (a int); create table keys.late (a int primary key deferrable);
+        create table keys.nothing (a int primary key); alter table keys.nothing replica identity nothing;
+        create table keys.whole (a int); alter table keys.whole replica identity full; create table keys.good (a int primary key)`)
+      const found = await source(admin, 'keys')
+      assert.deepEqual(
+        found.filter((finding) => finding.id === 'source.identity').map((finding) => finding.observed.split(' ')[0]),
+        ['keys.late', 'keys.none', 'keys.nothing'],
+      )
+      assert.ok(found.some((finding) => finding.id === 'source.keyless' && finding.observed.startsWith('keys.whole')))
+      for (const { level, remedy } of found) if (level === 'blocker') await admin.query(remedy ?? '')
+      assert.deepEqual(blockers(await source(admin, 'keys')), [])
+    })
+
+    test('row security, unlogged tables, transactions and slots of others', async () => {
+      await admin.query(`create schema others; create table others.t (id int primary key); create unlogged table others.u (id int);
+        alter table others.t enable row level security; select lo_create(0)`)
+      await stranger('replication', async (client, role) => {
+        await admin.query(`grant usage on schema others to ${role}; grant select on others.t to ${role}`)
+        const found = await source(client, 'others')
+        assert.deepEqual(blockers(found), ['source.publication', 'source.row_security'])
+        const warned = found.filter((finding) => finding.level === 'warning').map((finding) => finding.id)
+        assert.ok(warned.includes('source.left_out') && warned.includes('source.large_objects'))
+      })
+      await admin
+        .query(`select pg_create_logical_replication_slot('crossfade_shop', 'test_decoding')`)
+        .catch(() => admin.query(`select pg_create_physical_replication_slot('crossfade_shop')`))
+      assert.deepEqual(blockers(await source(admin, 'others')), ['source.slot'])
+      await admin.query(`select pg_drop_replication_slot('crossfade_shop')`)
+    })
+
+    test('a target with nothing in it has no blocker', async () => {
+      await admin.query('create schema gone; create table gone.t (id int primary key)')
+      const tables = await schemas((id) => id.schema === 'gone')
+      await admin.query('drop table gone.t')
+      assert.deepEqual(blockers(await checkTarget(admin, tables)), [])
+    })
+
+    test('a target table is compared column by column', async () => {
+      await admin.query(
+        `create schema shape; create table shape.t (id int primary key, same text, narrower int8, wider int4, other text, nulls int, short varchar(10), lost int)`,
+      )
+      const tables = await schemas((id) => id.schema === 'shape')
+      assert.deepEqual(blockers(await checkTarget(admin, tables)), [])
+      await admin.query(`drop table shape.t; create table shape.t (id int, same text, narrower int4, wider int8, other date,
+        nulls int not null default 0, short varchar(5), extra int not null, free int)`)
+      const found = await checkTarget(admin, tables)
+      const said = found
+        .filter((finding) => finding.id === 'target.shape')
+        .map((finding) => `${finding.level}: ${finding.observed}`)
+      assert.deepEqual(said.toSorted(), [
+        'blocker: shape.t has no unique index over (id)',
+        'blocker: shape.t.extra needs a value, and the source has no such column',
+        'blocker: shape.t.lost is missing',
+        'blocker: shape.t.narrower is integer',
+        'blocker: shape.t.nulls takes no NULL',
+        'blocker: shape.t.other is date',
+        'warning: shape.t.free is not at the source: it keeps its default',
+        'warning: shape.t.short is character varying(5)',
+      ])
+      for (const { level, remedy } of found) if (level === 'blocker') await admin.query(remedy ?? '')
+      assert.deepEqual(blockers(await checkTarget(admin, tables)), [])
+      await admin.query('drop table shape.t; create view shape.t as select 1 as id')
+      assert.deepEqual(blockers(await checkTarget(admin, tables)), ['target.shape'])
+    })
+
+    test('foreign keys and triggers block where they cannot be switched off', async () => {
+      await admin.query(`create schema acts; create table acts.a (id int primary key);
+        create table acts.b (id int primary key, a int references acts.a, u int unique deferrable);
+        create function acts.f() returns trigger language plpgsql as 'begin return new; end';
+        create trigger t before insert on acts.a for each row execute function acts.f();
+        create trigger always before insert on acts.a for each row execute function acts.f();
+        alter table acts.a enable always trigger always`)
+      const tables = await schemas((id) => id.schema === 'acts')
+      assert.deepEqual(blockers(await checkTarget(admin, tables)), ['target.trigger'])
+      await stranger('', async (client, role) => {
+        const first = await checkTarget(client, tables)
+        assert.deepEqual(blockers(first), [
+          'target.own_schema',
+          'target.replica_role',
+          'target.trigger',
+          'target.write',
+        ])
+        const acting = first
+          .filter((finding) => finding.id === 'target.replica_role')
+          .map((finding) => finding.observed)
+        assert.equal(acting.length, 3)
+        await admin.query(`grant create on database ${JSON.stringify(config.database)} to ${role}; grant usage on schema acts to ${role};
+          grant all on acts.a, acts.b to ${role}; alter table acts.a disable trigger always`)
+        assert.deepEqual(blockers(await checkTarget(client, tables)), ['target.replica_role'])
+        if (version === 18) {
+          await admin.query(`grant set on parameter session_replication_role to ${role}`)
+          assert.deepEqual(blockers(await checkTarget(client, tables)), [])
+        }
+      })
+    })
+  })
+}
+
+test('a source that was not set up for it', needs('pg'), async () => {
+  await using server = await startPostgres({
+    settings: { wal_level: 'replica', max_replication_slots: 1, max_wal_senders: 1 },
+  })
+  const config = parse({ url: await server.createDatabase('check') })
+  const client = await connect(config, { name: 'test' }, signal)
+  await client.query(`create table public.t (id int primary key); select pg_create_physical_replication_slot('old')`)
+  const found = await checkSource(client, config, () => true, 'shop')
+  await client.end()
+  assert.deepEqual(blockers(found), ['source.senders', 'source.slots', 'source.wal_level'])
+  assert.match(
+    found.find((finding) => finding.id === 'source.slots')?.remedy ?? '',
+    /pg_drop_replication_slot\('old'\)/,
+  )
+})
+
+function blockers(findings: readonly Finding[]): string[] {
+  for (const finding of findings)
+    if (finding.level === 'blocker') assert.ok(finding.remedy !== '' && finding.needed !== '')
+  return [...new Set(findings.filter((finding) => finding.level === 'blocker').map((finding) => finding.id))].toSorted()
+}
