@@ -2,6 +2,7 @@ import type { Client } from 'pg'
 import type { Context, Sink } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import { tableName, type Checkpoint, type Epoch, type TableCopy } from '../../src/model.ts'
+import { checkTarget } from './check-target.ts'
 import { connect, type PostgresConfig } from './config.ts'
 import { controlConnection } from './control.ts'
 import { applyDdl } from './ddl.ts'
@@ -26,7 +27,7 @@ export async function openSink(config: PostgresConfig, { pipeline, log }: Contex
   const control = controlConnection((given) => connect(config, { name: 'control', pipeline }, given))
   await control.use(signal, async () => {})
   return {
-    check: async () => [],
+    check: async (tables, given) => await control.use(given, async (client) => await checkTarget(client, tables)),
     present: async (tables, given) =>
       await control.use(given, async (client) => {
         await targets.refresh(client)

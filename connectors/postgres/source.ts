@@ -5,6 +5,7 @@ import type { ChangeStream, Context, Counter, Snapshot, Source } from '../../src
 import type { StateStore } from '../../src/coordinate/state-store.ts'
 import { Failure } from '../../src/errors.ts'
 import { origin, tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
+import { checkSource } from './check.ts'
 import { connect, replicationOptions, type PostgresConfig } from './config.ts'
 import { readDdl } from './ddl.ts'
 import { mapError } from './errors.ts'
@@ -331,8 +332,7 @@ export async function openSource(
 
   return {
     async check(filter, signal) {
-      const { checkSource } = await import('./check.ts')
-      return await ask(checkSource(control, config, filter), signal)
+      return await ask(checkSource(control, config, filter, pipeline), signal)
     },
     async tables(filter, signal) {
       const catalog = await ask(readCatalog(control, filter), signal)
