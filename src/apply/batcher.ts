@@ -90,6 +90,7 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
   let inHand: InHand | undefined
   let missing: number | undefined
   let pendingRows = 0
+  let picked = new Int32Array(0)
   let turn = 0
   let lastId = -1
   let last: Known | undefined
@@ -202,8 +203,10 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
   /** Cuts a batch off what has arrived: changes that may miss their row and others never in one. */
   const cut = (): Step | undefined => {
     const order = [...partitions.values()]
-    const folded: number[] = []
-    const inOrder: number[] = []
+    if (picked.length < pendingRows) picked = new Int32Array(arrived.op.length)
+    // Those to fold from the front, the others from the back.
+    let folded = 0
+    let inOrder = picked.length
     const schemasInBatch = new Map<string, number>()
     let mayMiss: boolean | undefined
     let rows = 0
@@ -238,8 +241,8 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
             table = ownTable
             toFold = found?.inOrder !== true
           }
-          if (toFold && arrived.op[i] !== Op.patch) folded.push(i)
-          else inOrder.push(i)
+          if (toFold && arrived.op[i] !== Op.patch) picked[folded++] = i
+          else picked[--inOrder] = i
           rows++
           bytes += (arrived.end[i] ?? 0) - (arrived.old[i] ?? 0)
         }
@@ -261,12 +264,13 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
     if (advances.length === 0) return undefined
     pendingRows -= rows
     inHand = { kind: 'batch', taken }
-    const all = Int32Array.from(inOrder.length === 0 ? folded : [...folded, ...inOrder])
+    const toFold = picked.subarray(0, folded)
+    const rest = picked.slice(inOrder).reverse()
     const batch: LaneBatch = {
-      groups: fold(arrived, Int32Array.from(folded), mayMiss ?? false),
-      inOrder: inOrder.length === 0 ? undefined : changeBatchOf(arrived, Int32Array.from(inOrder)),
+      groups: fold(arrived, toFold, mayMiss ?? false),
+      inOrder: rest.length === 0 ? undefined : changeBatchOf(arrived, rest),
       mayMiss: mayMiss ?? false,
-      ordered: () => changeBatchOf(arrived, all.toSorted(byMark)),
+      ordered: () => changeBatchOf(arrived, both(toFold, rest).sort(byMark)),
     }
     return { kind: 'batch', batch, advances }
   }
@@ -441,4 +445,11 @@ function withCopy(at: Checkpoint, copy: Checkpoint): Checkpoint {
 
 function after(spans: readonly Span[], stays: number): Span[] {
   return spans.filter(({ to }) => to > stays).map(({ from, to }) => ({ from: Math.max(from, stays), to }))
+}
+
+function both(a: Int32Array, b: Int32Array): Int32Array {
+  const all = new Int32Array(a.length + b.length)
+  all.set(a)
+  all.set(b, a.length)
+  return all
 }

@@ -114,6 +114,8 @@ export function createFold(): Fold {
     const known = new Map<number, number>()
     let last = -1
     let lastGroup = 0
+    let shape: Shapes | undefined
+    let shapeTable = -1
     merged.at = 0
     for (let u = 0; u < count; u++) {
       const i = head[u] ?? 0
@@ -125,7 +127,7 @@ export function createFold(): Fold {
         from[u] = arrived.old[i] ?? 0
         to[u] = arrived.fresh[i] ?? 0
       } else {
-        const shape = shapeOf(arrived, table)
+        if (shape === undefined || table !== shapeTable) shape = shapeOf(arrived, (shapeTable = table))
         if ((older[i] ?? -1) >= 0) {
           from[u] = merged.at
           set = overlay(arrived, i, shape.table.schema.columns.length, shape)

@@ -1,0 +1,143 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { encodeControl } from '../../../src/avro/control.ts'
+import { capture, readTail } from '../../../src/capture/capture.ts'
+import { createPublisher, type Publisher } from '../../../src/capture/publisher.ts'
+import { batchBuilder } from '../../../src/change-log/record-batch.ts'
+import { heartbeatPrefix, type ChangeStream, type Source, type SourceEvent } from '../../../src/connector.ts'
+import { origin, type ControlRecord, type Position } from '../../../src/model.ts'
+import { Op } from '../../../src/rows.ts'
+import { memoryLog, type MemoryLog, type MemoryLogOptions } from '../../support/memory-log.ts'
+import { batchOf, positionOf, tableOf } from '../apply/rows-for-tests.ts'
+
+const table = tableOf('orders')
+const data = { topic: 'shop.public.orders', partition: 0 }
+const control = { topic: 'shop.control', partition: 0 }
+const signal = AbortSignal.timeout(20_000)
+
+async function logWith(options: MemoryLogOptions = {}): Promise<MemoryLog> {
+  const log = memoryLog(options)
+  const names = [data.topic, control.topic]
+  await log.open(
+    names.map((name) => ({ name, partitions: 1, cleanup: 'delete' })),
+    signal,
+  )
+  await log.open([{ name: 'shop.schemas', partitions: 1, cleanup: 'compact' }], signal)
+  return log
+}
+function publisherOf(epoch: number): Publisher {
+  return createPublisher({
+    pipeline: 'shop',
+    epoch,
+    route: () => ({ table: table.table, topic: data.topic, partitions: 1, pinned: false }),
+    partitions: [data],
+    ends: [],
+    clock: () => 0,
+    limits: { roundBytes: 1e6, batchBytes: 1e6 },
+  })
+}
+const rows = (n: number): SourceEvent =>
+  batchOf([{ position: positionOf(n), changes: [{ op: Op.insert, schema: table, row: ['1', 'a', 'b', '2'] }] }])
+const heartbeat = (n: number): SourceEvent => {
+  return { kind: 'message', position: positionOf(n), committedAt: 5, prefix: heartbeatPrefix, content: Buffer.of() }
+}
+
+/** Gives these events and then waits for ever; `idle` resolves when it does. */
+function sourceOf(
+  events: readonly SourceEvent[],
+  waiting: boolean,
+): { source: Source; acked: Position[]; idle: Promise<void> } {
+  const acked: Position[] = []
+  const idle = Promise.withResolvers<void>()
+  const stream: ChangeStream = {
+    waiting,
+    ack: (position) => void acked.push(position),
+    async *[Symbol.asyncIterator]() {
+      yield* events
+      idle.resolve()
+      await new Promise(() => {})
+    },
+    async [Symbol.asyncDispose]() {},
+  }
+  // Only `changes` is called.
+  return { source: { changes: async () => stream } as unknown as Source, acked, idle: idle.promise }
+}
+
+test('after a stop everything in hand is sent and acknowledged', async () => {
+  const log = await logWith()
+  // The stream says that more is waiting, so nothing is sent before the stop.
+  const { source, acked, idle } = sourceOf([rows(16), heartbeat(17), rows(32), heartbeat(33)], true)
+  const stop = new AbortController()
+  const running = capture(source, log, publisherOf(1), origin, { signal }, stop.signal)
+  await idle
+  assert.deepEqual(acked, [])
+  stop.abort()
+  await running
+  assert.deepEqual(acked, [positionOf(33)])
+  assert.equal((await log.ends([data], signal))[0]?.offset, 3, 'the epoch record and two rows')
+})
+
+test('a round is acknowledged only when a watermark over it is durable', async () => {
+  const appended: string[][] = []
+  const acked: Position[] = []
+  const log = await logWith({
+    before: async (round) => {
+      assert.deepEqual(acked, [])
+      appended.push(round.map(({ topic }) => topic).toSorted())
+    },
+  })
+  const { source, idle, ...more } = sourceOf([rows(16), heartbeat(17)], false)
+  const stop = new AbortController()
+  const running = capture(source, log, publisherOf(1), origin, { signal }, stop.signal)
+  await idle
+  stop.abort()
+  await running
+  acked.push(...more.acked)
+  assert.deepEqual(acked, [positionOf(17)])
+  assert.deepEqual(appended, [[control.topic], [data.topic], [data.topic, 'shop.schemas'], [control.topic]])
+})
+
+test('a failed append is the capture’s failure, and nothing is acknowledged', async () => {
+  let appends = 0
+  const log = await logWith({
+    after: async () => {
+      if (++appends === 3) throw new Error('the answer is lost')
+    },
+  })
+  const { source, acked } = sourceOf([rows(16), heartbeat(17), rows(32)], false)
+  const running = capture(source, log, publisherOf(1), origin, { signal }, new AbortController().signal)
+  await assert.rejects(running, /the answer is lost/)
+  assert.deepEqual(acked, [])
+})
+
+async function append(log: MemoryLog, record: ControlRecord): Promise<void> {
+  const builder = batchBuilder({ compress: false })
+  const { key, value } = encodeControl(record)
+  builder.addControl(record.kind, key, value, 0)
+  await log.append([builder.finish(control.topic, 0)], signal)
+}
+const watermark = (epoch: number, n: number): ControlRecord => {
+  return { kind: 'watermark', epoch, position: positionOf(n), committedAt: 0, full: true, ends: [] }
+}
+
+test('the tail tells the highest epoch and the newest watermark that counts', async () => {
+  const log = await logWith()
+  assert.deepEqual(await readTail(log, 'shop', signal), { epoch: 0, watermark: undefined })
+  await append(log, { kind: 'epoch', epoch: 3 })
+  await append(log, watermark(3, 16))
+  await append(log, watermark(3, 32))
+  await append(log, { kind: 'epoch', epoch: 5 })
+  await append(log, watermark(3, 48))
+  await append(log, watermark(5, 24))
+  const tail = await readTail(log, 'shop', signal)
+  assert.deepEqual([tail.epoch, tail.watermark?.position, tail.watermark?.epoch], [5, positionOf(32), 3])
+})
+
+test('records of the tail that have expired are not needed', async () => {
+  const log = await logWith()
+  for (let n = 1; n <= 40; n++) await append(log, watermark(1, n))
+  log.truncate(control, 33)
+  assert.equal((await readTail(log, 'shop', signal)).watermark?.position, positionOf(40))
+  log.truncate(control, 40)
+  assert.equal((await readTail(log, 'shop', signal)).watermark, undefined)
+})
