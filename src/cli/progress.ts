@@ -126,8 +126,10 @@ export function renderFrame(
   { width, height, now }: { readonly width: number; readonly height: number; readonly now: number },
   paint: Paint,
 ): readonly string[] {
-  const head = `${paint('bold', status.pipeline)}  ${status.phase}  ${renderVerdict(status, paint)}  ${lagText(status, now)}  ${formatClock(seen.elapsed)}`
-  const lines = [head]
+  // Before anything streams there is no lag to speak of.
+  const early = status.phase === 'starting' || status.phase === 'copying'
+  const verdict = early ? [] : [renderVerdict(status, paint), lagText(status, now)]
+  const lines = [[paint('bold', status.pipeline), status.phase, ...verdict, formatClock(seen.elapsed)].join('  ')]
   const copy = copyProgress(status.tables)
   if (copy.tables > 0 && copy.share < 1) {
     lines.push(bar(copy.share, width, paint, leftText(seen)))
@@ -135,7 +137,7 @@ export function renderFrame(
       `  ${copy.tablesDone} of ${copy.tables} tables  ${copy.chunksDone} of ${copy.chunks} chunks  ${formatShort(copy.rows)} of ~${formatShort(copy.rowsInAll)} rows  ${formatShort(Math.round(seen.rowsPerSecond))} rows/s`,
     )
   }
-  lines.push(changesLine(status))
+  lines.push(changesLine(status, width))
   const { error } = status
   if (error) {
     const text = [error.facts.object, error.facts.observed].filter((part) => part !== undefined).join(': ')
@@ -161,12 +163,13 @@ function bar(share: number, width: number, paint: Paint, after: string): string 
   return `  ${paint('blue', '━'.repeat(full))}${paint('dim', '─'.repeat(length - full))}  ${text}`
 }
 
-function changesLine({ rates, totals, lag, source }: Status): string {
+/** As much as fits, the most telling first. */
+function changesLine({ rates, totals, lag, source }: Status, width: number): string {
   const parts = [`read ${formatShort(Math.round(rates.read))}/s`, `applied ${formatShort(Math.round(rates.applied))}/s`]
-  if (totals) parts.push(`${formatCount(totals.applied)} changes applied`)
   if (lag.records !== null && lag.records > 0n) parts.push(`${formatShort(lag.records)} waiting`)
+  if (totals) parts.push(`${formatCount(totals.applied)} changes applied`)
   if (source.retainedBytes !== null) parts.push(`source keeps ${formatBytes(source.retainedBytes)}`)
-  return `  ${parts.join('  ')}`
+  return parts.reduce((line, part) => (line.length + 2 + part.length > width ? line : `${line}  ${part}`), '')
 }
 
 /** A line per table, what changes first; what does not fit is counted. */

@@ -49,7 +49,8 @@ export function leases(store: StateStore, owner: string, clock: Clock = monotoni
     const mine: Held = { owner, token: randomUUID(), ttl, free: false }
     const began = clock()
     const revision = await settled(store, key, mine, found?.revision ?? 0, signal)
-    if (revision === undefined) return 0
+    // An answer that came too late tells nothing: somebody else may hold it by now.
+    if (revision === undefined || clock() >= began + ttl * trust) return 0
     seen.delete(name)
     return hold(store, { name, key, mine, revision, validUntil: began + ttl * trust }, clock, sleep, signal)
   }
@@ -93,6 +94,8 @@ type Holding = {
   revision: number
   /** On our clock, counted from the start of the last successful write. */
   validUntil: number
+  /** Start of the first write since then whose answer was lost. */
+  unsettled?: number | undefined
 }
 
 function hold(store: StateStore, holding: Holding, clock: Clock, sleep: Sleep, parent: AbortSignal): Lease {
@@ -108,9 +111,24 @@ function hold(store: StateStore, holding: Holding, clock: Clock, sleep: Sleep, p
       await sleep(left, ended.signal)
     lose(`not renewed for ${mine.ttl} ms`)
   }
-  /** True once renewed, false if it may be tried again; a foreign hand in the store ends the lease. */
+  /** Settles what became of our writes; true while the lease is ours. A foreign hand in the store ends it. */
+  const look = async (until: AbortSignal): Promise<boolean> => {
+    const now = await store.get(key, until)
+    const found = now?.value as Held | undefined
+    if (now === undefined || found?.token !== mine.token || found.free) {
+      lose(`now held by ${found?.owner ?? 'nobody'}`)
+      return false
+    }
+    if (now.revision === holding.revision) return true
+    // One of the writes without an answer landed, not before the first of them began; the others no longer can.
+    holding.revision = now.revision
+    if (holding.unsettled !== undefined)
+      holding.validUntil = Math.max(holding.validUntil, holding.unsettled + mine.ttl * trust)
+    holding.unsettled = undefined
+    return true
+  }
+  /** True once renewed, false if it is to be tried again soon. */
   const renew = async (): Promise<boolean> => {
-    const began = clock()
     const limit = new AbortController()
     const until = AbortSignal.any([ended.signal, limit.signal])
     const timer = sleep(mine.ttl / 3, until).then(
@@ -118,18 +136,18 @@ function hold(store: StateStore, holding: Holding, clock: Clock, sleep: Sleep, p
       () => {},
     )
     try {
+      if (holding.unsettled !== undefined && !(await look(until))) return false
+      const began = clock()
+      holding.unsettled ??= began
       const revision = await store.put(key, mine, holding.revision, until)
-      if (revision !== undefined) {
-        holding.revision = revision
-        holding.validUntil = began + mine.ttl * trust
-        return true
+      if (revision === undefined) {
+        await look(until)
+        return false
       }
-      // Perhaps an earlier write of ours whose answer was lost. It is not trusted as a renewal: the next write is.
-      const now = await store.get(key, until)
-      const other = now?.value as Held | undefined
-      if (other?.token === mine.token && !other.free) holding.revision = now?.revision ?? 0
-      else lose(`now held by ${other?.owner ?? 'nobody'}`)
-      return false
+      holding.revision = revision
+      holding.validUntil = began + mine.ttl * trust
+      holding.unsettled = undefined
+      return true
     } catch {
       return false
     } finally {
