@@ -20,7 +20,7 @@ import { tableName, type Epoch, type Position, type TableSchema, type TopicParti
 import { partsOf, type Connectors, type Parts } from './parts.ts'
 import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'
 import { blockUnless, complete, setUp } from './setup.ts'
-import { copyRound } from './snapshot/copy.ts'
+import { copyRound, type CopyParts, type Outcome } from './snapshot/copy.ts'
 import { runLoop } from './run-loop.ts'
 import { taskGroup } from './task-group.ts'
 import type { Status } from './status.ts'
@@ -49,13 +49,13 @@ export async function runPipeline(
   connectors: Connectors,
   log: Logger,
   { stop, signal, watch }: Controls,
-): Promise<Outcome> {
+): Promise<Ended> {
   const parts = await partsOf(config, connectors, log)
   await using store = await parts.store(signal)
   const own = leases(store, `${hostname()}/${process.pid}`)
   let begun = false
   const asked = AbortSignal.any([stop, signal])
-  const result = await runLoop<Outcome | Failure>('pipeline', log, asked, async () => {
+  const result = await runLoop<Ended | Failure>('pipeline', log, asked, async () => {
     const trail = watermarkTrail()
     const board = statusBoard(config.name, trail)
     try {
@@ -83,7 +83,7 @@ export async function runPipeline(
   return result
 }
 
-async function runUnder(common: Common, { stop, signal, watch }: Controls, onBegin: () => void): Promise<Outcome> {
+async function runUnder(common: Common, { stop, signal, watch }: Controls, onBegin: () => void): Promise<Ended> {
   const { parts, store, board, trail } = common
   const { config, log, filter } = parts
   const tasks = taskGroup(log, {
@@ -116,7 +116,8 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
       board.phase = 'copying'
       const given = first
       first = undefined
-      copied = await copyTask(run, given === undefined ? undefined : { source, snapshot: given }, signal)
+      const begin = given === undefined ? undefined : { source, snapshot: given }
+      copied = (await copyTask(run, begin, signal)) === 'done'
       if (!copied) return
     }
     if (config.mode === 'full') tasks.end()
@@ -131,7 +132,7 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   return 'complete'
 }
 
-type Outcome = 'complete' | 'stopped'
+type Ended = 'complete' | 'stopped'
 /** What lasts as long as the lease. */
 type Common = {
   readonly parts: Parts
@@ -195,7 +196,7 @@ async function copyTask(
   run: Run,
   first: { readonly source: Source; readonly snapshot: Snapshot } | undefined,
   signal: AbortSignal,
-): Promise<boolean> {
+): Promise<Outcome> {
   const { parts, store, sink, trail, board, leases, halt } = run
   const own = first === undefined ? await parts.source(store, signal) : undefined
   const source = own ?? first?.source
@@ -206,33 +207,32 @@ async function copyTask(
     board.plan(now)
     return now
   }
-  return await copyRound(
-    {
-      source,
-      sink,
-      leases,
-      tables: async () =>
-        (await tables()).map(({ schema, route, plan }) => ({ schema, partitions: partitionsOf(route), plan })),
-      startOver: async ({ table }) => {
-        const stored = run.tables.find(({ schema }) => tableName(schema.table) === tableName(table))
-        if (stored !== undefined) await startOver(store, stored.schema, signal)
-      },
-      parallel: parts.config.snapshot.parallel,
-      ttl,
-      keepHeld: parts.config.mode === 'full',
-      stands: async (partitions, position, signal) => {
-        while (!trail.stands(partitions, await sink.checkpoints(signal), position)) {
-          await sleep(200, undefined, { signal: AbortSignal.any([signal, halt]) })
-        }
-      },
-      complete: async (signal) => await complete(parts, { source, sink, store }, run.tables, signal),
-      moved: async () => await refresh(run, signal),
-      seen: (table, bytes, rows) => board.copied(table, bytes, rows),
+  const copy: CopyParts = {
+    source,
+    sink,
+    leases,
+    tables: async () =>
+      (await tables()).map(({ schema, route, plan }) => ({ schema, partitions: partitionsOf(route), plan })),
+    startOver: async ({ table }) => {
+      const stored = run.tables.find(({ schema }) => tableName(schema.table) === tableName(table))
+      if (stored !== undefined) await startOver(store, stored.schema, signal)
     },
-    first?.snapshot,
-    { epoch: run.epoch, signal },
-    halt,
-  )
+    parallel: parts.config.snapshot.parallel,
+    ttl,
+    keepHeld: parts.config.mode === 'full',
+    stands: async (partitions, position, signal) => {
+      await source.emit(heartbeatPrefix, new Uint8Array(), signal) // for a watermark soon
+      while (!trail.stands(partitions, await sink.checkpoints(signal), position)) {
+        await sleep(50, undefined, { signal: AbortSignal.any([signal, halt]) })
+      }
+    },
+    complete: async (signal) => await complete(parts, { source, sink, store }, run.tables, signal),
+    moved: async () => await refresh(run, signal),
+    seen: (table, bytes, rows) => board.copied(table, bytes, rows),
+  }
+  let outcome = await copyRound(copy, first?.snapshot, { epoch: run.epoch, signal }, halt)
+  while (outcome === 'again') outcome = await copyRound(copy, undefined, { epoch: run.epoch, signal }, halt)
+  return outcome
 }
 
 /** Asks for a watermark about once a second, and for the source's health. */

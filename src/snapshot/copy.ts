@@ -5,7 +5,7 @@ import { asFailure, Failure } from '../errors.ts'
 import { failpoint } from '../failpoint.ts'
 import { origin, tableName, type Chunk, type Position, type TableSchema, type TopicPartition } from '../model.ts'
 import { copyChunk } from './copy-chunk.ts'
-import { largestFirst, missingChunks, type TablePlan } from './plan.ts'
+import { inOrder, missingChunks, type TablePlan } from './plan.ts'
 
 export type CopiedTable = {
   readonly schema: TableSchema
@@ -34,20 +34,22 @@ export type CopyParts = {
   readonly seen: (table: TableSchema, bytes: number, rows: number) => void
 }
 
+export type Outcome = 'done' | 'again' | 'stopped'
+
 /** One round of hold, replace, go on over every table that is not live: each under the same exact snapshot, so that the target as a whole is one
  *  state of the source when the last chunk is in, and foreign keys can be validated there. `first`: the snapshot that came with the slot; no
- *  change before it is in the log, and no row in the tables. A failure of any kind ends the round; finished chunks stay, and the next round
- *  takes a new snapshot (SPEC.md). After `stop` the chunks in hand are finished; resolves false if chunks are missing then. */
+ *  change before it is in the log, and no row in the tables. `again`: tables were rewritten meanwhile, the rest is in. A failure of any kind ends
+ *  the round too; finished chunks stay, and the next round takes a new snapshot (SPEC.md). After `stop` the chunks in hand are finished. */
 export async function copyRound(
   parts: CopyParts,
   first: Snapshot | undefined,
   { epoch, signal }: Pick<Lease, 'epoch' | 'signal'>,
   stop: AbortSignal,
-): Promise<boolean> {
+): Promise<Outcome> {
   const { source, sink, keepHeld } = parts
   const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
   const open = (await parts.tables()).filter(({ schema }) => copies.get(tableName(schema.table))?.live !== true)
-  if (open.length === 0) return true
+  if (open.length === 0) return 'done'
   const partitions = open.flatMap((table) => table.partitions)
   const hold = async (snapshot: Position, live: boolean): Promise<void> => {
     for (const table of open) {
@@ -60,34 +62,37 @@ export async function copyRound(
   await using snapshot = first ?? (await source.snapshot(signal))
   await hold(snapshot.position, false)
   if (first === undefined) await parts.stands(partitions, snapshot.position, signal)
-  const queue = largestFirst(
+  const queue = inOrder(
     open.map(({ schema, plan }) => {
       const done = new Set(copies.get(tableName(schema.table))?.done)
-      return missingChunks(plan, done, snapshot.position, first === undefined)
+      const chunks = missingChunks(plan, done, snapshot.position, first === undefined)
+      return { generation: plan.generation, chunks }
     }),
   )
-  if (!(await copyChunks(parts, { snapshot: snapshot.id, tables: open, epoch }, queue, signal, stop))) return false
+  const outcome = await copyChunks(parts, { snapshot: snapshot.id, tables: open, epoch }, queue, signal, stop)
+  if (outcome !== 'done') return outcome
   await parts.complete(signal)
   failpoint('copy.before-live')
   if (!keepHeld) await hold(snapshot.position, true)
-  return true
+  return 'done'
 }
 
 /** `epoch`: of whoever drives the copy. Claims of chunks are named by it: those of a dead predecessor need not run out, its loads fail by the snapshot (H22). */
 type Round = { readonly snapshot: Snapshot['id']; readonly tables: readonly CopiedTable[]; readonly epoch: number }
 
-/** True when every chunk is done, by us or by another worker. */
+/** `done`: every chunk, by us or by another worker. */
 async function copyChunks(
   parts: CopyParts,
   round: Round,
   chunks: readonly Chunk[],
   signal: AbortSignal,
   stop: AbortSignal,
-): Promise<boolean> {
+): Promise<Outcome> {
   const schemas = new Map(round.tables.map(({ schema }) => [tableName(schema.table), schema]))
   const queue = chunks.toReversed()
   /** Claimed by someone else when we came by. */
   const foreign: Chunk[] = []
+  const rewritten = new Set<string>()
   const failed = new AbortController()
   const all = AbortSignal.any([signal, failed.signal])
   const worker = async (): Promise<void> => {
@@ -95,9 +100,10 @@ async function copyChunks(
     await using reader = await parts.source.reader(round.snapshot, all)
     await using lane = await parts.sink.lane(all)
     for (let chunk = queue.pop(); chunk !== undefined && !stop.aborted; chunk = queue.pop()) {
-      const schema = schemas.get(tableName(chunk.table))
-      if (schema === undefined)
-        throw new Failure('BUG', { observed: `a chunk of ${tableName(chunk.table)}, which is not copied` })
+      const name = tableName(chunk.table)
+      const schema = schemas.get(name)
+      if (rewritten.has(name)) continue
+      if (schema === undefined) throw new Failure('BUG', { observed: `a chunk of ${name}, which is not copied` })
       await using lease = await parts.leases.tryAcquire(`chunk/${round.epoch}/${chunk.id}`, parts.ttl, all)
       if (lease === undefined) {
         foreign.push(chunk)
@@ -112,8 +118,10 @@ async function copyChunks(
         })
         parts.seen(schema, 0, rows ?? 0)
       } catch (error) {
-        if (asFailure(error).code === 'TABLE_REWRITTEN') await parts.startOver(schema)
-        throw error
+        // The others are copied to the end first: a table that is truncated again and again must not keep them from it.
+        if (asFailure(error).code !== 'TABLE_REWRITTEN') throw error
+        if (!rewritten.has(name)) await parts.startOver(schema)
+        rewritten.add(name)
       }
       failpoint('copy.after-chunk')
     }
@@ -129,8 +137,9 @@ async function copyChunks(
   const results = await Promise.allSettled(workers)
   signal.throwIfAborted()
   if (results.some(({ status }) => status === 'rejected')) throw failed.signal.reason
-  if (stop.aborted && queue.length > 0) return false
-  return foreign.length === 0 || (await othersDone(parts, round, foreign, signal, stop))
+  if (stop.aborted && queue.length > 0) return 'stopped'
+  if (rewritten.size > 0) return 'again'
+  return foreign.length === 0 ? 'done' : await othersDone(parts, round, foreign, signal, stop)
 }
 
 /** Waits for chunks that someone else had claimed; what a dead worker left behind is free once its lease has run out, and is copied here. */
@@ -140,11 +149,11 @@ async function othersDone(
   chunks: readonly Chunk[],
   signal: AbortSignal,
   stop: AbortSignal,
-): Promise<boolean> {
+): Promise<Outcome> {
   await sleep(parts.ttl / 2, undefined, { signal: AbortSignal.any([signal, stop]) }).catch(() => {})
   signal.throwIfAborted()
-  if (stop.aborted) return false
+  if (stop.aborted) return 'stopped'
   const done = new Set((await parts.sink.copies(signal)).flatMap((copy) => copy.done))
   const left = chunks.filter(({ id }) => !done.has(id))
-  return left.length === 0 || (await copyChunks(parts, round, left, signal, stop))
+  return left.length === 0 ? 'done' : await copyChunks(parts, round, left, signal, stop)
 }

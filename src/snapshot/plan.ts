@@ -19,8 +19,13 @@ export function missingChunks(
     .filter(({ id }) => !done.has(id))
 }
 
-/** Largest tables first, so that the last worker is not left with a long one. */
-export function largestFirst(tables: readonly (readonly Chunk[])[]): readonly Chunk[] {
+/** Largest tables first, so that the last worker is not left with a long one; before them those that were rewritten under an earlier snapshot:
+ *  the sooner they are read after the snapshot, the less likely it happens again. */
+export function inOrder(
+  tables: readonly { readonly generation: number; readonly chunks: readonly Chunk[] }[],
+): readonly Chunk[] {
   const rows = (chunks: readonly Chunk[]): number => chunks.reduce((sum, { estimatedRows }) => sum + estimatedRows, 0)
-  return tables.toSorted((a, b) => rows(b) - rows(a)).flat()
+  return tables
+    .toSorted((a, b) => b.generation - a.generation || rows(b.chunks) - rows(a.chunks))
+    .flatMap(({ chunks }) => chunks)
 }

@@ -11,7 +11,7 @@ const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url))
 /** A folder with a configuration file, and crossfade processes started in it. */
 export interface Workplace extends AsyncDisposable {
   readonly dir: string
-  run(env?: NodeJS.ProcessEnv): Worker
+  run(options?: { readonly env?: NodeJS.ProcessEnv; readonly args?: readonly string[] }): Worker
   /** Any other command, to its end. */
   command(args: readonly string[], env?: NodeJS.ProcessEnv): Promise<Ended>
 }
@@ -20,8 +20,9 @@ export interface Worker {
   readonly pid: number
   /** Ends by itself, or by `stop` or `kill9`. */
   readonly ended: Promise<Ended>
-  /** What it printed so far, both streams. */
+  /** What it printed so far: both streams, and standard output alone. */
   output(): string
+  printed(): string
   stop(): Promise<Ended>
   kill9(): Promise<Ended>
 }
@@ -52,8 +53,8 @@ export async function workplace(yaml: string): Promise<Workplace> {
   }
   return {
     dir,
-    run(env = {}) {
-      const { child, text, ended } = start(['run', 'crossfade.yaml'], env)
+    run({ env = {}, args = [] } = {}) {
+      const { child, text, ended } = start(['run', 'crossfade.yaml', ...args], env)
       const signalled = async (signal: NodeJS.Signals): Promise<Ended> => {
         child.kill(signal)
         return await ended
@@ -62,6 +63,7 @@ export async function workplace(yaml: string): Promise<Workplace> {
         pid: child.pid ?? 0,
         ended,
         output: () => text.out + text.err,
+        printed: () => text.out,
         stop: () => signalled('SIGTERM'),
         kill9: () => signalled('SIGKILL'),
       }

@@ -1,0 +1,158 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import { kafkaMissing, startKafka, type KafkaCluster } from '../support/kafka.ts'
+import { startPostgres } from '../support/postgres.ts'
+import { compareShops, connected, createShop, loadShop, shopTables, startWriters } from '../support/shop.ts'
+import { workplace, type Worker } from '../support/worker.ts'
+import { story } from './story.ts'
+
+const rowsWanted = 510_000
+/** The part of a run's `--json` lines that the demo looks at. */
+type Line = {
+  readonly phase: string
+  readonly lag: { readonly seconds: number | null }
+  readonly tables: readonly { readonly chunksDone: number; readonly chunks: number }[]
+}
+
+const tell = story(process.stdout)
+tell.title('A shop moves to another server while people buy')
+
+const missing = kafkaMissing()
+const [source, target, kafka] = await Promise.all([
+  startPostgres({ settings: { shared_buffers: '128MB' } }),
+  startPostgres({ settings: { shared_buffers: '128MB' } }),
+  missing === undefined ? startKafka() : undefined,
+])
+tell.done(
+  `two PostgreSQL ${source.version} servers${kafka ? ' and Apache Kafka' : ''} are up`,
+  kafka === undefined ? `no Kafka here (${missing}), so changes go through the embedded log` : undefined,
+)
+const [sourceUrl, targetUrl] = [await source.createDatabase('shop'), await target.createDatabase('shop')]
+await createShop(sourceUrl)
+const rows = await loadShop(sourceUrl, rowsWanted)
+tell.done(`the shop has ${tell.number(rows)} rows in ${shopTables.length} tables; the other server is empty`)
+
+await using work = await workplace(configuration(sourceUrl, targetUrl, kafka))
+const writers = startWriters(sourceUrl, { writers: 3, seed: 42, pause: 3 })
+tell.done('three clients buy, pay, move money, change their minds; from now until the end')
+
+tell.chapter('copy')
+let worker = work.run({ args: ['--json'] })
+await watch(worker, ({ tables }) => share(tables) > 0.35, 'copying')
+await worker.kill9()
+tell.blow(`SIGKILL in the middle of the copy, at ${tell.percent(share(last(worker)?.tables ?? []))}`)
+worker = work.run({ args: ['--json'] })
+tell.done('a new worker takes over once the lease of the dead one has run out')
+await watch(worker, ({ phase }) => phase === 'streaming', 'copying')
+tell.done('every table is copied: each finished chunk once, the rest under a new exact snapshot')
+
+tell.chapter('stream')
+await watch(worker, ({ lag }) => lag.seconds !== null && lag.seconds < 3, 'catching up')
+await during(4000, worker, 'in step')
+const before = writers.acknowledged()
+await worker.kill9()
+tell.blow('SIGKILL in the middle of the stream')
+await sleep(1500)
+worker = work.run({ args: ['--json'] })
+await watch(worker, ({ lag }) => lag.seconds !== null && lag.seconds < 3, 'catching up')
+tell.done(`a new worker carried on; ${tell.number(writers.acknowledged() - before)} transactions had come meanwhile`)
+await during(3000, worker, 'in step')
+
+tell.chapter('compare')
+const written = await writers.stop()
+const stopped = performance.now()
+let differences = await compareShops(sourceUrl, targetUrl, written)
+while (differences.length > 0 && performance.now() - stopped < 30_000) {
+  await sleep(50)
+  differences = await compareShops(sourceUrl, targetUrl, written)
+}
+const settled = performance.now() - stopped
+const end = await worker.stop()
+tell.done(
+  `the writers stopped after ${tell.number(writers.acknowledged())} transactions; both ends were compared until equal, ${Math.round(settled)} ms`,
+)
+await compared()
+if (end.code !== 0) tell.wrong(`the worker ended with ${end.code}:\n${end.stderr}`)
+const good = differences.length === 0 && end.code === 0
+tell.end(
+  good
+    ? 'Nothing lost, nothing doubled: both ends are equal in every table.'
+    : `The ends differ:\n${differences.join('\n')}`,
+  good,
+)
+await Promise.all([source.stop(), target.stop(), kafka?.stop()])
+process.exitCode = good ? 0 : 1
+
+function configuration(from: string, to: string, log: KafkaCluster | undefined): string {
+  const through = log
+    ? `{ type: kafka, brokers: ["${log.brokers.join('", "')}"], partitions: 4, replication: 1 }`
+    : '{ type: embedded, partitions: 4 }'
+  return `name: shop
+source: { type: postgres, url: "${from}" }
+target: { type: postgres, url: "${to}" }
+tables: { include: ["public.*"] }
+log: ${through}
+snapshot: { parallel: 2, chunkRows: 20000 }
+`
+}
+
+function last(worker: Worker): Line | undefined {
+  const line = worker.printed().trimEnd().split('\n').at(-1)
+  if (!line?.startsWith('{')) return undefined
+  const parsed = JSON.parse(line) as Partial<Line>
+  return parsed.tables === undefined ? undefined : (parsed as Line)
+}
+
+function share(tables: Line['tables']): number {
+  const all = tables.reduce((sum, { chunks }) => sum + chunks, 0)
+  return all === 0 ? 0 : tables.reduce((sum, { chunksDone }) => sum + chunksDone, 0) / all
+}
+
+/** Draws what the worker says of itself until `enough`; a worker that ends by itself ends the demo. */
+async function watch(worker: Worker, enough: (line: Line) => boolean, doing: string): Promise<void> {
+  let ended = false
+  void worker.ended.then(() => (ended = true))
+  const deadline = performance.now() + 90_000
+  for (;;) {
+    const line = last(worker)
+    if (line !== undefined) {
+      if (enough(line)) return tell.still()
+      const lag = line.lag.seconds
+      tell.moving(
+        doing,
+        share(line.tables),
+        `${tell.number(writers.acknowledged())} transactions so far${lag === null ? '' : `, lag ${lag.toFixed(1)} s`}`,
+      )
+    }
+    if (ended || performance.now() > deadline) {
+      tell.wrong(`the worker ${ended ? 'ended by itself' : 'took too long'}:\n${worker.output().slice(-3000)}`)
+      process.exit(1)
+    }
+    await sleep(100)
+  }
+}
+
+async function during(ms: number, worker: Worker, doing: string): Promise<void> {
+  const end = performance.now() + ms
+  await watch(worker, () => performance.now() > end, doing)
+}
+
+/** One line a table, counted by SQL at both ends. */
+async function compared(): Promise<void> {
+  await using from = await connected(sourceUrl)
+  await using to = await connected(targetUrl)
+  for (const table of shopTables) {
+    const ask = `select count(*)::int as rows, coalesce(md5(string_agg(x::text, ',' order by x::text collate "C")), '-') as md5 from ${table} x`
+    const [one, other] = await Promise.all([
+      from.query<{ rows: number; md5: string }>(ask),
+      to.query<{ rows: number; md5: string }>(ask),
+    ])
+    const [a, b] = [one.rows[0], other.rows[0]]
+    tell.pair(table, a?.rows ?? 0, b?.rows ?? 0, a?.md5 ?? '', a?.md5 === b?.md5)
+  }
+  const sum = 'select sum(balance)::text as sum from account'
+  const [here, there] = [await from.query<{ sum: string }>(sum), await to.query<{ sum: string }>(sum)]
+  tell.done(`money in all accounts: ${here.rows[0]?.sum} before, ${there.rows[0]?.sum} after`)
+  tell.done(
+    `transfers the clients were told are safe: ${tell.number(written.sure.size)}; in the target's ledger: all of them`,
+  )
+}
