@@ -62,6 +62,7 @@ const tables = [items, pairs, notes]
 
 const one: TopicPartition = { topic: 't', partition: 0 }
 const two: TopicPartition = { topic: 't', partition: 1 }
+const three: TopicPartition = { topic: 't', partition: 2 }
 const position = (n: number): Position => String(n).padStart(16, '0') as Position
 
 export function advance(from: Checkpoint, by = 1, at: Position = position(from.offset + by)): Advance {
@@ -114,7 +115,7 @@ export function sinkConformance(
       const lanes: Lane[] = []
       await sink.prepare(tables, 'before', undefined, never)
       for (const { table } of tables)
-        await sink.setCopy({ table, partitions: [one, two], snapshot: position(0), live }, 1, never)
+        await sink.setCopy({ table, partitions: [one, two, three], snapshot: position(0), live }, 1, never)
       const lane = async (): Promise<Lane> => {
         const made = await sink.lane(never)
         lanes.push(made)
@@ -344,15 +345,19 @@ export function sinkConformance(
       await using target = await ready()
       const [first, a] = await target.claimed(one)
       const [second, b] = await target.claimed(two)
-      assert.ok(a && b)
-      for (let n = 1, [x, y] = [a, b]; n <= 5; n++) {
-        const here = barrier(truncate, n)
-        const [p, q] = [advance(x, 1, here.mark.position), advance(y, 1, here.mark.position)]
+      const [third, c] = await target.claimed(three)
+      assert.ok(a && b && c)
+      for (let n = 1, [x, y, z] = [a, b, c]; n <= 8; n++) {
+        const here: Barrier = { ...barrier(truncate, n), partitions: [one, two, three] }
+        const [p, q, r] = [x, y, z].map((from) => advance(from, 1, here.mark.position))
+        assert.ok(p && q && r)
+        assert.equal(await third.arrive(here, r, never), 'waiting')
         const answers = await Promise.all([first.arrive(here, p, never), second.arrive(here, q, never)])
         assert.ok(answers.includes('done') && !answers.includes('lost'), answers.join())
         assert.equal(await first.arrive(here, p, never), 'done')
         assert.equal(await second.arrive(here, q, never), 'done')
-        ;[x, y] = [p.to, q.to]
+        assert.equal(await third.arrive(here, r, never), 'done')
+        ;[x, y, z] = [p.to, q.to, r.to]
       }
     })
 
@@ -463,6 +468,19 @@ export function sinkConformance(
       await assert.rejects((await target.lane()).load(items, chunk, { kind: 'rows', batches: broken() }, 1, never))
       assert.deepEqual(await target.rows(items.table), [])
       assert.equal(await (await target.lane()).load(items, chunk, data([['2', 'b', null, null]]), 1, never), 1)
+    })
+
+    it('waits for no chunk when the copy moves to another snapshot, and the chunk fails', async () => {
+      await using target = await ready()
+      await target.sink.setCopy(copying, 1, never)
+      async function* moving(): AsyncIterable<Rows> {
+        yield imagesOf(items, [['1', 'a', null, '1']])
+        await target.sink.setCopy({ ...copying, snapshot: position(6) }, 1, never)
+        yield imagesOf(items, [['2', 'b', null, '1']])
+      }
+      const lane = await target.lane()
+      await fails(lane.load(items, chunk, { kind: 'rows', batches: moving() }, 1, never), 'SNAPSHOT_LOST')
+      assert.deepEqual(await target.rows(items.table), [])
     })
 
     it('replaces exactly the range', async () => {
