@@ -45,7 +45,7 @@ export type StreamCommit = { readonly xid: number; readonly position: Position; 
 export interface Decoder {
   /** A transaction's messages are being decoded: its commit is still to come. */
   readonly open: boolean
-  /** Every event up to here was handed to the queue; '' before the first. */
+  /** Everything up to here was decoded, and handed to the queue if it is wanted. */
   readonly reached: Position
   /** One whole message; `streamed`: of a transaction in progress, so that its transaction's number stands after its type. Throws Failure. */
   decode(message: Buffer, streamed: boolean): void
@@ -144,8 +144,8 @@ class PgoutputDecoder implements Decoder {
       for (const { prefix, content } of this.#messages) {
         this.#queue.message(position, this.#committedAt, prefix, content)
       }
-      this.reached = position
     }
+    if (comparePositions(position, this.reached) > 0) this.reached = position
     this.#messages = []
     this.open = false
   }
@@ -263,6 +263,7 @@ class PgoutputDecoder implements Decoder {
       this.#messages.push({ prefix, content })
       return
     }
+    if (end === 0n) throw malformed('a message without a place')
     // The server names the record's end, where the next commit may start: the byte before lies inside the record.
     const position = positionOf(end - 1n)
     if (comparePositions(position, this.reached) <= 0) return
