@@ -1,17 +1,19 @@
 import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
 import type { Lane } from '../connector.ts'
-import { asFailure } from '../errors.ts'
+import { asFailure, Failure } from '../errors.ts'
 import { failpoint } from '../failpoint.ts'
+import { partitionName } from '../model.ts'
 import type { Batcher } from './batcher.ts'
 
 /** How long, in ms, a rejected batch waits for the rest of a source transaction before the rejection counts. */
 const patience = 5000
 
-/** How long, in ms, a pull waits while a partition stands at a barrier: it is asked for again after each. */
+/** How long, in ms, a pull waits at first while a partition stands at a barrier, which is asked for again after each; doubled up to `maxWait`, as others may copy for hours before they arrive. */
 const barrierWait = 10
 
 /** One lane: pull, fold, apply, until `stop` aborts: the batch in hand is finished then. The next pull is under way while a batch is applied.
- *  `maxWait`: ms a pull waits for data; a moved hold and a barrier that others wait for are noticed no later. Rejects with the first failure. */
+ *  `maxWait`: ms a pull waits for data; a moved hold and a barrier that others wait for are noticed no later. Rejects with the first failure;
+ *  FENCED if someone else has claimed a partition of ours: claim again and start anew. */
 export async function applyLane(
   log: ChangeLog,
   lane: Lane,
@@ -22,8 +24,11 @@ export async function applyLane(
   signal: AbortSignal,
 ): Promise<void> {
   const untilStop = AbortSignal.any([stop, signal])
+  let atBarrier = barrierWait
   const fetch = (): Promise<readonly FetchedBatch[]> => {
-    const pull = log.fetch(batcher.wanted(), batcher.atBarrier ? barrierWait : maxWait, untilStop)
+    const wait = batcher.atBarrier ? Math.min(atBarrier, maxWait) : maxWait
+    atBarrier = batcher.atBarrier ? Math.min(2 * atBarrier, maxWait) : barrierWait
+    const pull = log.fetch(batcher.wanted(), wait, untilStop)
     pull.catch(() => {}) // reported by the await below
     return pull
   }
@@ -37,6 +42,8 @@ export async function applyLane(
       if (stop.aborted && !signal.aborted) return
       throw error
     }
+    const { fenced } = batcher
+    if (fenced !== undefined) throw new Failure('FENCED', { object: partitionName(fenced) })
     batcher.add(fetched)
     if (batcher.missing !== undefined) await schemas.load(batcher.missing, signal)
     const early = !batcher.full && !batcher.atBarrier // a pull without the standing partition would hold it up
@@ -44,8 +51,10 @@ export async function applyLane(
     for (let step = batcher.next(); step !== undefined; step = batcher.next()) {
       if (step.kind === 'arrive') {
         const arrival = await lane.arrive(step.barrier, step.advance, signal)
-        if (arrival === 'done') batcher.pass(step.barrier)
-        else if (arrival === 'lost') batcher.lost([step.advance.to])
+        if (arrival === 'done') {
+          batcher.pass(step.barrier)
+          atBarrier = barrierWait
+        } else if (arrival === 'lost') batcher.lost([step.advance.to])
         continue
       }
       failpoint('apply.before-commit')

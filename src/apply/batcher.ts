@@ -36,6 +36,8 @@ export interface Batcher {
   readonly dropped: { readonly repeats: number; readonly zombies: number }
   /** Partitions that are lost and not resumed yet. */
   readonly gone: readonly TopicPartition[]
+  /** One of `gone` that `resume` showed under another claim: it will not come back by itself. */
+  readonly fenced: TopicPartition | undefined
   /** Takes over everything it keeps: the fetched memory is not touched after it returns. */
   add(fetched: readonly FetchedBatch[]): void
   /** A standing arrival is offered once per `add`. A batch's memory is lent until the next call, or `add`. */
@@ -89,6 +91,7 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
   }
   let inHand: InHand | undefined
   let missing: number | undefined
+  let fenced: TopicPartition | undefined
   let pendingRows = 0
   let picked = new Int32Array(0)
   let turn = 0
@@ -344,6 +347,9 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
     get gone() {
       return [...partitions.values()].filter(({ stand }) => stand === 'lost').map(({ at }) => at)
     },
+    get fenced() {
+      return fenced
+    },
     add(fetched) {
       if (pendingRows === 0 && inHand === undefined) clearArrived(arrived)
       missing = undefined
@@ -406,10 +412,14 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
         }
         const { at } = partition
         if (!claimed) {
-          if (checkpoint.claim !== at.claim) continue
+          if (checkpoint.claim !== at.claim) {
+            if (partition.stand === 'lost') fenced = at
+            continue
+          }
           const sameCopy = checkpoint.hold === at.hold && checkpoint.loose === at.loose
           if (sameCopy && partition.stand !== 'lost') continue
         }
+        if (fenced === at) fenced = undefined
         // What we committed last may be newer than what was read.
         const base = claimed || checkpoint.offset > at.offset ? checkpoint : at
         const now = withCopy(base, checkpoint)

@@ -33,6 +33,7 @@ function script(pulls: readonly (readonly Step[])[]): { batcher: Batcher; calls:
     missing: undefined,
     dropped: { repeats: 0, zombies: 0 },
     gone: [],
+    fenced: undefined,
     add: () => {
       calls.push('add')
       now = left.shift() ?? now
@@ -111,4 +112,20 @@ test('other failures are not tried again', async () => {
   })
   const signal = AbortSignal.timeout(10_000)
   await assert.rejects(applyLane(memoryLog(), lane, batcher, schemas, 1, signal, signal), { code: 'TARGET_DRIFTED' })
+})
+
+test('a partition that someone else has claimed ends the lane, which is to claim again', async () => {
+  const { batcher } = script([])
+  const fenced: Batcher = { ...batcher, fenced: { topic: 'orders', partition: 3 } }
+  const signal = AbortSignal.timeout(10_000)
+  const running = applyLane(
+    memoryLog(),
+    laneWith(async () => []),
+    fenced,
+    schemas,
+    1,
+    signal,
+    signal,
+  )
+  await assert.rejects(running, { code: 'FENCED' })
 })

@@ -287,6 +287,7 @@ test('a lost partition is put aside, the others’ changes come again', async ()
   assert.equal(offsetOf(batcher, table), undefined)
   batcher.resume(claimed.slice(0, 1).map((checkpoint) => ({ ...checkpoint, claim: 'anew' })))
   assert.equal(offsetOf(batcher, table), undefined, 'another’s claim is not ours')
+  assert.equal(batcher.fenced?.topic, topicOf(table))
   batcher.resume(
     claimed.slice(0, 1).map((checkpoint) => ({ ...checkpoint, claim: 'anew' })),
     true,
@@ -295,6 +296,7 @@ test('a lost partition is put aside, the others’ changes come again', async ()
   const next = batcher.next()
   assert.ok(next?.kind === 'batch')
   assert.equal(next.advances[0]?.to.claim, 'anew')
+  assert.equal(batcher.fenced, undefined)
 })
 
 test('what a pull brings for a partition that was set back meanwhile is ignored', async () => {

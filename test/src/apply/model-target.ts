@@ -128,7 +128,11 @@ function keyOf(schema: TableSchema, row: Row): string {
 function applyGroups(content: Content, { groups, inOrder, mayMiss }: LaneBatch): void {
   const seen = new Set<string>()
   const order = groups.map(({ kind }) => ['delete', 'update', 'upsert'].indexOf(kind))
-  assert.deepEqual(order, order.toSorted(), 'deletes, then updates, then upserts')
+  assert.deepEqual(
+    order,
+    order.toSorted((a, b) => a - b),
+    'deletes, then updates, then upserts',
+  )
   for (const group of groups) {
     const rows = rowsOf(content, group.schema)
     for (let i = 0; i < group.rows.count; i++) {
