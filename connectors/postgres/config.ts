@@ -4,6 +4,7 @@ import type { ConnectionOptions } from 'node:tls'
 import pg from 'pg'
 import { z } from 'zod'
 import { Failure } from '../../src/errors.ts'
+import { destroy } from './copy-out.ts'
 import { mapError } from './errors.ts'
 
 /** Where the server is and how to prove that it is the right one. The password is not enumerable: it shows in no print, log or JSON. */
@@ -207,7 +208,8 @@ export async function connect(
   const replication = options.replication ? { replication: 'database' } : {}
   const client = new pg.Client({ ...clientConfig(config, options), ...replication })
   client.on('error', () => {})
-  const abandon = (): void => void client.end().catch(() => {})
+  // Asking to end would wait for an answer.
+  const abandon = (): void => destroy(client)
   signal.addEventListener('abort', abandon, { once: true })
   try {
     await client.connect()
@@ -222,6 +224,18 @@ export async function connect(
     throw mapError(error, address(config))
   } finally {
     signal.removeEventListener('abort', abandon)
+  }
+}
+
+/** Ends a session. Whatever the server is doing, it is not waited for longer than a moment. */
+export async function close(client: pg.Client): Promise<void> {
+  const timer = setTimeout(() => destroy(client), 2_000)
+  try {
+    await client.end()
+  } catch {
+    // It was gone before.
+  } finally {
+    clearTimeout(timer)
   }
 }
 

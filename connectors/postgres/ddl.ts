@@ -2,7 +2,7 @@ import { z } from 'zod'
 import type { Ddl } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import type { TableSchema } from '../../src/model.ts'
-import { connect, type PostgresConfig } from './config.ts'
+import { close, connect, type PostgresConfig } from './config.ts'
 import { destroy } from './copy-out.ts'
 import { dumpSections } from './ddl-dump.ts'
 import { tableSections } from './ddl-tables.ts'
@@ -56,7 +56,7 @@ export async function readDdl(
     throw mapError(error)
   } finally {
     signal.removeEventListener('abort', cut)
-    await client.end().catch(() => {})
+    await close(client)
   }
 }
 
@@ -111,7 +111,7 @@ export async function applyDdl(
     throw failure
   } finally {
     signal.removeEventListener('abort', cut)
-    await client.end().catch(() => {})
+    await close(client)
   }
 }
 

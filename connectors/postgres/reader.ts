@@ -3,7 +3,7 @@ import type { TableReader } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import { tableName, type Range, type TableId, type TableSchema } from '../../src/model.ts'
 import { readImage, type Rows } from '../../src/rows.ts'
-import { connect, type PostgresConfig } from './config.ts'
+import { close, connect, type PostgresConfig } from './config.ts'
 import { copyOut, destroy } from './copy-out.ts'
 import { copyRows } from './copy-rows.ts'
 import { mapError, sqlState } from './errors.ts'
@@ -64,7 +64,7 @@ export async function openReader(
     client = undefined
     if (failed) {
       destroy(failed)
-      await failed.end().catch(() => {})
+      await close(failed)
     }
     if (signal.aborted)
       return signal.reason instanceof Error ? signal.reason : new Error('aborted', { cause: signal.reason })
@@ -171,7 +171,7 @@ export async function openReader(
     async [Symbol.asyncDispose]() {
       const closing = client
       client = undefined
-      await closing?.end().catch(() => {})
+      if (closing) await close(closing)
     },
   }
 }
