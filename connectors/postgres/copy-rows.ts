@@ -98,9 +98,11 @@ export async function* copyRows(
           from += 4
         } else {
           image[write++] = Tag.text
-          bytes.copy(image, write, from, from + 4 + length)
-          write += 4 + length
-          from += 4 + length
+          const to = from + 4 + length
+          // A call for a few bytes costs more than the bytes.
+          if (length > 48) write += bytes.copy(image, write, from, to)
+          else for (let at = from; at < to; at++) image[write++] = bytes[at] ?? 0
+          from = to
         }
       }
       out.at = write

@@ -1,0 +1,338 @@
+import assert from 'node:assert/strict'
+import { suite, test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
+import pg from 'pg'
+import { heartbeatPrefix, type Source } from '../../../src/connector.ts'
+import { tableName, type Position } from '../../../src/model.ts'
+import { readToMessage, readUntil } from '../../support/pg-stream.ts'
+import { pgSourceBed, type PgSourceBed } from '../../support/pg-source.ts'
+import { startPostgres } from '../../support/postgres.ts'
+import { needs, postgres } from '../../support/servers.ts'
+
+const never = new AbortController().signal
+const ddl = 'create table a (id int primary key, name text); create table b (id int primary key, n int)'
+
+async function other(bed: PgSourceBed): Promise<pg.Client> {
+  const client = new pg.Client({ connectionString: bed.url, application_name: 'somebody' })
+  client.on('error', () => {})
+  await client.connect()
+  return client
+}
+/** Calls `health` until its look at publication and tables, once a second, rejects. */
+async function noticed(source: Source): Promise<unknown> {
+  for (const deadline = performance.now() + 10_000; performance.now() < deadline;) {
+    try {
+      await source.health(never)
+    } catch (error) {
+      return error
+    }
+    await sleep(100)
+  }
+  throw new Error('nothing was noticed')
+}
+async function codeOf(error: Promise<unknown>): Promise<string> {
+  const found = await error
+  return found instanceof Error && 'code' in found ? String(found.code) : String(found)
+}
+
+for (const version of [18, 14] as const) {
+  const need = version === 18 ? 'pg' : 'pg14'
+  suite(`what others do to a source on PostgreSQL ${version}`, needs(need), () => {
+    const bedOf = async (more = ''): Promise<PgSourceBed> =>
+      pgSourceBed(await (await postgres(version)).database('faults'), `${ddl}; ${more}`)
+
+    test('an open transaction that holds the new slot up is named, and nothing is left', async () => {
+      await using bed = await bedOf()
+      const blocker = await other(bed)
+      await blocker.query("begin; insert into a values (1, 'x')")
+      await using source = await bed.open({ snapshotLimitMs: 1_000 })
+      await assert.rejects(bed.retain(source), (error: Error & { code: string }) => {
+        assert.equal(error.code, 'SNAPSHOT_BLOCKED')
+        assert.match(error.message, /pid \d+ \(postgres, somebody, idle in transaction/)
+        return true
+      })
+      const { rows } = await bed.client.query('select from pg_replication_slots where database = current_database()')
+      assert.equal(rows.length, 0)
+      await assert.rejects(source.snapshot(never), { code: 'SNAPSHOT_BLOCKED' })
+      await blocker.query('commit')
+      await blocker.end()
+      await bed.retain(source)
+    })
+
+    test('a slot of this name that somebody else made is not touched', async () => {
+      await using bed = await bedOf()
+      await bed.client.query(`select pg_create_logical_replication_slot('${bed.name}', 'pgoutput')`)
+      await using source = await bed.open()
+      await assert.rejects(bed.retain(source), { code: 'SLOT_IN_USE' })
+    })
+
+    test('what a crash in the middle of the first retain left is made again', async () => {
+      await using bed = await bedOf()
+      {
+        await using source = await bed.open()
+        await bed.retain(source)
+      }
+      const stored = await bed.state.get('source/retained', never)
+      assert.ok(stored && typeof stored.value === 'object')
+      await bed.state.put('source/retained', { ...stored.value, state: 'making' }, stored.revision, never)
+      await using again = await bed.open()
+      await bed.retain(again)
+    })
+
+    test('a stranger who reads our slot is SLOT_IN_USE and lives on', async () => {
+      await using bed = await bedOf()
+      await using source = await bed.open()
+      const after = await bed.retain(source)
+      const stranger = new pg.Client({
+        connectionString: `${bed.url}?replication=database`,
+        application_name: 'stranger',
+      })
+      stranger.on('error', () => {})
+      await stranger.connect()
+      const reading = stranger
+        .query(`START_REPLICATION SLOT "${bed.name}" LOGICAL 0/0 (proto_version '1', publication_names '${bed.name}')`)
+        .catch(() => {})
+      await untilActive(bed)
+      await assert.rejects(source.changes(after, never), { code: 'SLOT_IN_USE', message: /stranger/ })
+      await stranger.end()
+      await reading
+    })
+
+    test('a slot that is gone is SLOT_LOST', async () => {
+      await using bed = await bedOf()
+      await using source = await bed.open()
+      const after = await bed.retain(source)
+      await bed.client.query(`select pg_drop_replication_slot('${bed.name}')`)
+      await assert.rejects(source.changes(after, never), { code: 'SLOT_LOST' })
+      await assert.rejects(source.health(never), { code: 'SLOT_LOST' })
+    })
+
+    test('a slot acknowledged beyond what is known, and a log that ends before, are SOURCE_DIVERGED', async () => {
+      await using bed = await bedOf()
+      await using source = await bed.open()
+      const after = await bed.retain(source)
+      const far = 'ffffffff00000000' as Position
+      await assert.rejects(source.changes(far, never), { code: 'SOURCE_DIVERGED' })
+      await bed.client.query("insert into a values (1, 'x')")
+      await bed.client.query(`select pg_replication_slot_advance('${bed.name}', pg_current_wal_lsn())`)
+      await assert.rejects(source.changes(after, never), { code: 'SOURCE_DIVERGED' })
+    })
+
+    test('another system with the same content is SOURCE_DIVERGED', async () => {
+      await using bed = await bedOf()
+      await using source = await bed.open()
+      const after = await bed.retain(source)
+      const stored = await bed.state.get('source/retained', never)
+      assert.ok(stored && typeof stored.value === 'object')
+      await bed.state.put('source/retained', { ...stored.value, systemId: '42' }, stored.revision, never)
+      await assert.rejects(source.changes(after, never), { code: 'SOURCE_DIVERGED' })
+    })
+
+    for (const [what, sql] of [
+      ['dropped', (name: string) => `drop publication ${name}`],
+      ['made again', (name: string) => `drop publication ${name}; create publication ${name} for table only a, only b`],
+      ['relieved of a table', (name: string) => `alter publication ${name} drop table only b`],
+      ['given another table', (name: string) => `create table c (id int); alter publication ${name} add table c`],
+      ['told to leave deletes out', (name: string) => `alter publication ${name} set (publish = 'insert, update')`],
+    ] as const) {
+      test(`a publication that is ${what} is noticed within a second or two`, async () => {
+        await using bed = await bedOf()
+        await using source = await bed.open()
+        await bed.retain(source)
+        await source.health(never)
+        await bed.client.query(sql(bed.name))
+        assert.equal(await codeOf(noticed(source)), 'PUBLICATION_CHANGED')
+      })
+    }
+
+    for (const [what, sql] of [
+      [
+        'dropping and adding a column of the same name',
+        "alter table a drop name; alter table a add name text default 'd'",
+      ],
+      ['renaming', 'alter table a rename to z'],
+      ['another type', 'alter table b alter n type bigint'],
+      ['a rewrite of values in place', 'alter table b alter n type int using n + 1'],
+      ['another replica identity', 'alter table b replica identity full'],
+    ] as const) {
+      test(`a table changed by ${what} is noticed`, async () => {
+        await using bed = await bedOf()
+        await using source = await bed.open()
+        const after = await bed.retain(source)
+        await source.health(never)
+        await bed.client.query(sql)
+        assert.equal(await codeOf(noticed(source)), 'TABLE_CHANGED')
+        await using again = await bed.open()
+        await assert.rejects(again.changes(after, never), { code: 'TABLE_CHANGED' })
+      })
+    }
+
+    test('a swap of two tables by renaming stops the stream at the first row', async () => {
+      await using bed = await bedOf('create table c (id int primary key, n int)')
+      await using source = await bed.open()
+      const after = await bed.retain(source)
+      await using stream = await source.changes(after, never)
+      await bed.client.query(
+        'begin; alter table b rename to x; alter table c rename to b; alter table x rename to c; commit',
+      )
+      await bed.client.query('insert into b values (1, 1)')
+      await assert.rejects(
+        readUntil(stream, (all) => all.length > 0),
+        { code: 'TABLE_CHANGED' },
+      )
+    })
+
+    test('what changes no row passes: truncate, vacuum full, a setting, a constraint', async () => {
+      await using bed = await bedOf()
+      await using source = await bed.open()
+      const after = await bed.retain(source)
+      await source.health(never)
+      for (const sql of ['truncate a', 'vacuum full b', 'alter table a alter name set statistics 7', 'analyze']) {
+        await bed.client.query(sql)
+        await sleep(1_100)
+        await source.emit(heartbeatPrefix, Buffer.from(sql), never)
+      }
+      await using again = await bed.open()
+      await using stream = await again.changes(after, never)
+      await readToMessage(stream, 'analyze')
+    })
+
+    test('tables added later, partitions by their roots, and counters', async () => {
+      await using bed = await bedOf(`
+        create table p (id bigserial, at date not null, primary key (id, at)) partition by range (at);
+        create table p1 partition of p for values from ('2020-01-01') to ('2021-01-01');
+        create table s (id int generated always as identity (start 100 increment 10) primary key)`)
+      await using source = await bed.open()
+      const all = await bed.tables(source)
+      assert.deepEqual(
+        all.map(({ table }) => tableName(table)),
+        ['public.a', 'public.b', 'public.p1', 'public.s'],
+      )
+      const [first, ...rest] = all
+      assert.ok(first)
+      const snapshot = await source.retain([first], never)
+      await snapshot?.[Symbol.asyncDispose]()
+      assert.equal(await source.retain([first, ...rest], never), undefined)
+      await source.health(never)
+      await bed.client.query("insert into p (at) values ('2020-05-05'), ('2020-05-06'); insert into s default values")
+      const counters = await source.counters?.(({ schema }) => schema === 'public', never)
+      assert.deepEqual(counters, [
+        { name: '"public"."p_id_seq"', value: 3n },
+        { name: '"public"."s_id_seq"', value: 110n },
+      ])
+      await source.emit(heartbeatPrefix, Buffer.from('end'), never)
+      {
+        await using stream = await source.changes(snapshot?.position ?? ('' as Position), never)
+        const changes = (await readToMessage(stream, 'end')).filter((flat) => flat.kind === 'change')
+        assert.deepEqual(
+          changes.map(({ table }) => table),
+          ['public.p1', 'public.p1', 'public.s'],
+        )
+      }
+      await bed.client.query("create table p2 partition of p for values from ('2021-01-01') to ('2022-01-01')")
+      assert.equal(await codeOf(noticed(source)), 'TABLE_CHANGED')
+    })
+
+    test('no room for transactions in progress is SPOOL_FULL, and goes on once there is', async () => {
+      await using bed = await bedOf()
+      await bed.client.query(
+        `alter role current_user in database ${new URL(bed.url).pathname.slice(1)} set logical_decoding_work_mem = '64kB'`,
+      )
+      const small = { spool: { memoryBytes: 10_000, diskBytes: 20_000 } }
+      let after: Position
+      {
+        await using source = await bed.open(small)
+        after = await bed.retain(source)
+        await bed.client.query("insert into a select i, repeat('x', 100) from generate_series(1, 5000) i")
+        await source.emit(heartbeatPrefix, Buffer.from('end'), never)
+        await using stream = await source.changes(after, never)
+        await assert.rejects(
+          readUntil(stream, () => false),
+          { code: 'SPOOL_FULL', policy: 'retry' },
+        )
+      }
+      await using roomy = await bed.open()
+      await using stream = await roomy.changes(after, never)
+      assert.equal((await readToMessage(stream, 'end')).length, 5001)
+    })
+  })
+}
+
+async function untilActive(bed: PgSourceBed): Promise<void> {
+  for (const deadline = performance.now() + 5_000; performance.now() < deadline; await sleep(20)) {
+    const { rows } = await bed.client.query('select active from pg_replication_slots where slot_name = $1', [bed.name])
+    if (rows[0]?.active) return
+  }
+  throw new Error('nobody reads the slot')
+}
+
+suite('a server of its own', needs('pg'), () => {
+  test('a commit that waits for a standby is streamed before it is visible', async () => {
+    await using server = await startPostgres()
+    const url = await server.createDatabase('visible')
+    await using bed = await pgSourceBed(url, ddl)
+    await using source = await bed.open()
+    const after = await bed.retain(source)
+    await using stream = await source.changes(after, never)
+    const admin = await other(bed)
+    await admin.query("alter system set synchronous_standby_names = 'nobody'")
+    await admin.query('select pg_reload_conf()')
+    const writer = await other(bed)
+    await writer.query('select pg_sleep(0.3)')
+    const stalled = writer.query("insert into a values (1, 'x')")
+    const [change] = await readUntil(stream, (all) => all.length > 0)
+    assert.ok(change?.kind === 'change')
+    const seen = source.visible(change.position as Position, never).then(() => 'visible' as const)
+    assert.equal(await Promise.race([seen, sleep(500)]), undefined)
+    await admin.query("alter system set synchronous_standby_names = ''")
+    await admin.query('select pg_reload_conf()')
+    await stalled
+    assert.equal(await seen, 'visible')
+    await writer.end()
+    await admin.end()
+  })
+
+  test('a slot that fell too far behind is SLOT_LOST', async () => {
+    await using server = await startPostgres({
+      settings: { max_slot_wal_keep_size: '1MB', max_wal_size: '32MB', min_wal_size: '32MB' },
+    })
+    await using bed = await pgSourceBed(await server.createDatabase('lost'), ddl)
+    await using source = await bed.open()
+    const after = await bed.retain(source)
+    for (let i = 0; i < 4; i++)
+      await bed.client.query('select pg_switch_wal(), pg_logical_emit_message(false, $1, $2)', ['x', 'y'])
+    await bed.client.query('checkpoint')
+    await assert.rejects(source.changes(after, never), { code: 'SLOT_LOST' })
+  })
+
+  test('one that is restarted is streamed on by a source opened anew', async () => {
+    await using server = await startPostgres()
+    await using bed = await pgSourceBed(await server.createDatabase('restart'), ddl)
+    let after: Position
+    {
+      await using source = await bed.open()
+      after = await bed.retain(source)
+      await bed.client.query("insert into a values (1, 'x')")
+      await using stream = await source.changes(after, never)
+      const [change] = await readUntil(stream, (all) => all.length > 0)
+      after = (change?.position ?? after) as Position
+      const ended = assert.rejects(
+        readUntil(stream, () => false),
+        { code: 'SERVER_UNREACHABLE' },
+      )
+      await server.kill9()
+      await ended
+      await assert.rejects(source.health(never), { policy: 'retry' })
+    }
+    await assert.rejects(bed.open(), { code: 'SERVER_UNREACHABLE' })
+    await server.restart()
+    await using source = await bed.open()
+    const client = await other(bed)
+    await client.query("insert into a values (2, 'x')")
+    await using stream = await source.changes(after, never)
+    const [next] = await readUntil(stream, (all) => all.length > 0)
+    assert.ok(next?.kind === 'change')
+    assert.equal(next.new[0], '2')
+    await client.end()
+  })
+})
