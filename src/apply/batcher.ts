@@ -1,22 +1,19 @@
-import { decodeControl } from '../avro/control.ts'
-import { readPrefix } from '../avro/decoder.ts'
-import type { Decoder, Prefix } from '../avro/plan.ts'
+import type { Decoder } from '../avro/plan.ts'
 import type { FetchedBatch } from '../change-log/change-log.ts'
 import {
   compareMarks,
   comparePositions,
   partitionName,
-  tableName,
   type Advance,
   type Barrier,
   type Checkpoint,
   type Offset,
-  type TableSchema,
   type TopicPartition,
 } from '../model.ts'
 import { Op, type LaneBatch } from '../rows.ts'
-import { changeBatchOf, clearArrived, createArrived, reserveChange, type Table } from './arrived.ts'
+import { changeBatchOf, clearArrived, createArrived } from './arrived.ts'
 import { createFold } from './fold.ts'
+import { createIntake } from './intake.ts'
 import { Partition, type Span } from './partition.ts'
 
 export type Step =
@@ -67,141 +64,20 @@ type Taken = {
 type InHand =
   | { readonly kind: 'batch'; readonly taken: readonly Taken[] }
   | { readonly kind: 'arrive'; readonly partition: Partition; readonly barrier: Barrier; readonly to: Checkpoint }
-type Known = { readonly decoder: Decoder; readonly table: number }
 
 /** A batch is cut at the end of a source transaction, unless that would make it so many times larger. */
 const stretch = 4
-const framing = 5
 
 export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions): Batcher {
   const partitions = new Map<string, Partition>()
   const arrived = createArrived()
   const fold = createFold()
-  const known = new Map<number, Known>()
-  const dropped = { repeats: 0, zombies: 0 }
-  const prefix: Prefix = {
-    schemaId: 0,
-    op: 0,
-    positionStart: 0,
-    positionEnd: 0,
-    seq: 0,
-    epoch: 0,
-    committedAt: 0,
-    rest: 0,
-  }
+  const intake = createIntake(arrived, schemas)
   let inHand: InHand | undefined
-  let missing: number | undefined
   let fenced: TopicPartition | undefined
   let pendingRows = 0
   let picked = new Int32Array(0)
   let turn = 0
-  let lastId = -1
-  let last: Known | undefined
-
-  const lookUp = (id: number): Known | undefined => {
-    if (id === lastId) return last
-    let found = known.get(id)
-    if (found === undefined) {
-      const decoder = schemas.decoder(id)
-      if (decoder === undefined) return undefined
-      found = { decoder, table: arrived.tables.push(tableOf(decoder.schema)) - 1 }
-      known.set(id, found)
-    }
-    lastId = id
-    return (last = found)
-  }
-
-  /** False: the partition stands at this record. */
-  const control = (partition: Partition, batch: FetchedBatch, i: number): boolean => {
-    const record = decodeControl(batch.bytes.subarray(batch.bounds[4 * i + 2], batch.bounds[4 * i + 3]))
-    if (record.epoch < partition.epoch) dropped.zombies++
-    else if (record.kind === 'epoch') partition.epoch = record.epoch
-    else if (record.kind === 'barrier') {
-      const { position, seq } = record.mark
-      if (partition.admit(position, seq, record.epoch) === 'repeat') dropped.repeats++
-      else if (partition.holds(position)) {
-        partition.standAtHold()
-        return false
-      } else {
-        partition.stand = 'barrier'
-        partition.barrier = record
-        partition.offered = false
-        return false
-      }
-    }
-    return true
-  }
-
-  /** False: the partition stands at this record, or its schema is not known. */
-  const change = (partition: Partition, batch: FetchedBatch, i: number): boolean => {
-    const position = partition.positionAt(batch, prefix.positionStart, prefix.positionEnd)
-    const { seq, epoch } = prefix
-    const admission = partition.admit(position, seq, epoch)
-    if (admission === 'zombie') {
-      dropped.zombies++
-      return true
-    }
-    if (admission === 'repeat') {
-      dropped.repeats++
-      partition.epoch = epoch
-      return true
-    }
-    if (partition.holds(position)) {
-      partition.standAtHold()
-      return false
-    }
-    const schema = lookUp(prefix.schemaId)
-    if (schema === undefined) {
-      missing = prefix.schemaId
-      return false
-    }
-    const run = partition.run < 0 ? undefined : arrived.runs[partition.run]
-    if (run === undefined || run.position !== position || run.epoch !== epoch) {
-      const { loose, hold } = partition.at
-      const mayMiss = hold !== undefined || comparePositions(position, loose) <= 0
-      partition.run = arrived.runs.push({ position, committedAt: prefix.committedAt, epoch, mayMiss }) - 1
-    }
-    partition.position = position
-    partition.seq = seq
-    partition.epoch = epoch
-    reserveChange(arrived)
-    const { keys, images, count } = arrived
-    const keyStart = batch.bounds[4 * i] ?? -1
-    if (keyStart >= 0) {
-      const from = keyStart + framing
-      const to = batch.bounds[4 * i + 1] ?? from
-      keys.reserve(to - from)
-      for (let at = from; at < to; at++) keys.bytes[keys.at++] = batch.bytes[at] ?? 0
-    }
-    arrived.key[count + 1] = keys.at
-    arrived.op[count] = prefix.op
-    arrived.table[count] = schema.table
-    arrived.run[count] = partition.run
-    arrived.seq[count] = seq
-    arrived.next[count] = (batch.offsets[i] ?? 0) + 1
-    arrived.old[count] = images.at
-    arrived.fresh[count] = schema.decoder.images(images, batch, i, prefix)
-    arrived.end[count] = images.at
-    arrived.count++
-    return true
-  }
-
-  const read = (partition: Partition, batch: FetchedBatch): void => {
-    const from = arrived.count
-    let next = batch.next
-    partition.run = -1
-    for (let i = 0; i < batch.count; i++) {
-      const kind = readPrefix(batch, i, prefix)
-      if (kind === 'none') continue
-      if (kind === 'change' ? change(partition, batch, i) : control(partition, batch, i)) continue
-      next = batch.offsets[i] ?? partition.read
-      break
-    }
-    partition.read = next
-    if (arrived.count === from) return
-    partition.spans.push({ from, to: arrived.count })
-    pendingRows += arrived.count - from
-  }
 
   /** Cuts a batch off what has arrived: changes that may miss their row and others never in one. */
   const cut = (): Step | undefined => {
@@ -329,7 +205,7 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
   for (const checkpoint of checkpoints) partitions.set(partitionName(checkpoint), new Partition(checkpoint))
 
   return {
-    dropped,
+    dropped: intake.dropped,
     wanted() {
       const from: Offset[] = []
       for (const partition of partitions.values()) if (partition.stand === undefined) from.push(partition.ask())
@@ -342,7 +218,7 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
       return partitions.values().some(({ stand }) => stand === 'barrier')
     },
     get missing() {
-      return missing
+      return intake.missing
     },
     get gone() {
       return [...partitions.values()].filter(({ stand }) => stand === 'lost').map(({ at }) => at)
@@ -352,10 +228,10 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
     },
     add(fetched) {
       if (pendingRows === 0 && inHand === undefined) clearArrived(arrived)
-      missing = undefined
+      intake.missing = undefined
       for (const batch of fetched) {
         const partition = partitions.get(partitionName(batch))
-        if (partition?.expects() === true) read(partition, batch)
+        if (partition?.expects() === true) pendingRows += intake.read(partition, batch)
       }
       for (const partition of partitions.values()) partition.offered = false
     },
@@ -436,15 +312,6 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
     if (inHand.kind === 'arrive') return inHand.partition === partition
     return inHand.taken.some((taken) => taken.partition === partition)
   }
-}
-
-/** Keys of these forms are equal exactly if their bytes are; a pinned table's other keys may not be (H6). */
-const exact: ReadonlySet<string> = new Set(['bool', 'int16', 'int32', 'int64', 'bytes'])
-
-function tableOf(schema: TableSchema): Table {
-  const doubtful = schema.pinned && schema.key.some((column) => !exact.has(schema.columns[column]?.form ?? ''))
-  const inOrder = schema.key.length === 0 || schema.shape === 'document' || doubtful
-  return { schema, name: tableName(schema.table), inOrder }
 }
 
 /** `at` with the hold and the looseness of `copy`. */
