@@ -203,7 +203,7 @@ class PgoutputDecoder implements Decoder {
   #update(message: Buffer, at: number): void {
     const schema = this.#table(message.readUInt32BE(at))
     let start = at + 5
-    let oldStart = start
+    const oldStart = start
     let oldEnd = start
     let kind = message[at + 4]
     let whole = false

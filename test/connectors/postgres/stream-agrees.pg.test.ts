@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
-import { LogicalReplicationService, Pgoutput, PgoutputPlugin } from 'pg-logical-replication'
+import { LogicalReplicationService, PgoutputPlugin, type Pgoutput } from 'pg-logical-replication'
 import { parse, replicationOptions } from '../../../connectors/postgres/config.ts'
 import { parseLsn, positionOf } from '../../../connectors/postgres/position.ts'
 import type { Flat } from '../../support/flatten.ts'
@@ -97,7 +97,11 @@ async function readStock(bed: StreamBed, slot: string): Promise<Comparable[]> {
   const all: Comparable[] = []
   let position = ''
   let number = 0
-  const cells = (relation: Pgoutput.MessageRelation, row: Record<string, unknown> | null, keyOnly = false): unknown[] =>
+  const cells = (
+    relation: Pgoutput.MessageRelation,
+    row: Record<string, string | number | null | undefined> | null,
+    keyOnly = false,
+  ): unknown[] =>
     row === null
       ? []
       : relation.columns.map(({ name }) => {
