@@ -204,12 +204,12 @@ async function shopping(client: pg.Client, random: () => number, truncates: bool
       )
   } else if (kind < 82) {
     await client.query(`insert into visit values ($1, '/'), ($1, '/'), (null, null)`, [some])
-    if (random() < 0.3)
+    if (random() < 0.1)
       await client.query(
         `update visit set path = '/again' where ctid = (select ctid from visit where customer_id = $1 limit 1)`,
         [some],
       )
-    if (random() < 0.3)
+    if (random() < 0.1)
       await client.query('delete from visit where ctid = (select ctid from visit where customer_id = $1 limit 1)', [
         some,
       ])
