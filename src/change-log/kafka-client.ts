@@ -38,16 +38,20 @@ export interface Wire {
 /** The shortest wait for an answer, and the longest for a connection, in ms. */
 export const requestTimeout = 10_000
 const connectionTimeout = 3_000
+/** The library keeps its second connection for this request. */
+const fetchKey = 1
 
 /** What of the library's inside is used. Nothing else in this project knows it; the version is pinned. */
 type InnerConnection = {
   readonly socket?: { destroy(error: Error): void }
   readonly requestQueue: object
+  isConnected(): boolean
 }
 type InnerBroker = {
   connect(): Promise<void>
   readonly connectionPool: {
     readonly pool: readonly InnerConnection[]
+    getConnection(index: number): Promise<object>
     send(request: {
       readonly request: {
         readonly apiKey: number
@@ -117,9 +121,22 @@ export function dialer(address: KafkaAddress): (host: string, port: number) => P
 
 function wireOf(broker: InnerBroker): Wire {
   const asIs = async (bytes: Buffer): Promise<Buffer> => bytes
+  const { connectionPool } = broker
+  const connecting: (Promise<object> | undefined)[] = []
+  // The library opens a second socket if two requests find a connection closed.
+  const connected = async (index: number): Promise<void> => {
+    if (connectionPool.pool[index]?.isConnected()) return
+    const opening = (connecting[index] ??= connectionPool.getConnection(index))
+    try {
+      await opening
+    } finally {
+      connecting[index] = undefined
+    }
+  }
   return {
-    send({ name, key, version, body }, timeout) {
-      return broker.connectionPool.send({
+    async send({ name, key, version, body }, timeout) {
+      await connected(key === fetchKey ? 1 : 0)
+      return await connectionPool.send({
         request: { apiKey: key, apiVersion: version, apiName: name, encode: async () => ({ buf: body, buffer: body }) },
         response: { decode: asIs, parse: asIs },
         requestTimeout: timeout,
@@ -197,8 +214,11 @@ function isBroker(value: unknown): value is InnerBroker {
   const { connectionPool } = value
   if (!isObject(connectionPool) || !isFunction(connectionPool['send'])) return false
   const { pool } = connectionPool
+  if (!isFunction(connectionPool['getConnection'])) return false
   return (
-    Array.isArray(pool) && pool.length > 0 && pool.every((each) => isObject(each) && isObject(each['requestQueue']))
+    Array.isArray(pool) &&
+    pool.length > 0 &&
+    pool.every((each) => isObject(each) && isObject(each['requestQueue']) && isFunction(each['isConnected']))
   )
 }
 function isQueue(value: object): value is InnerQueue {
