@@ -341,6 +341,6 @@ async function scenario(seed: number): Promise<void> {
 test('random histories, crashes at any append or commit, and zombies end in the same content', async () => {
   await fc.assert(
     fc.asyncProperty(fc.integer(), (seed) => scenario(seed)),
-    { numRuns: Number(process.env['RUNS'] ?? 30), endOnFailure: true },
+    { numRuns: Number(process.env['RUNS'] ?? 20), endOnFailure: true },
   )
 })
