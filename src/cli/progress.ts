@@ -189,7 +189,8 @@ export function renderTables(
   for (const table of shown) {
     const [glyph, style] = tableGlyphs[table.state]
     const { chunks, chunksDone, rows, estimatedRows } = table
-    const all = estimatedRows !== undefined && chunksDone < chunks ? ` of ~${formatShort(estimatedRows)}` : ''
+    const all =
+      estimatedRows !== undefined && (chunks === 0 || chunksDone < chunks) ? ` of ~${formatShort(estimatedRows)}` : ''
     const done = chunks === 0 ? '-' : `${chunksDone}/${chunks}`
     const amount = rows === 0n && all === '' ? '-' : `${all === '' ? formatCount(rows) : formatShort(rows)}${all}`
     const name = shorten(printable(table.name), nameWidth)
