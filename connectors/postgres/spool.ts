@@ -1,4 +1,5 @@
-import { closeSync, mkdirSync, openSync, read, readdirSync, rmSync, unlinkSync, writeSync } from 'node:fs'
+import { randomBytes } from 'node:crypto'
+import { closeSync, mkdirSync, openSync, read, readdirSync, rmSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { Failure } from '../../src/errors.ts'
@@ -13,7 +14,7 @@ export type SpoolLimits = {
   readonly memoryBytes: number
   readonly diskBytes: number
 }
-/** Transactions in progress, as the messages they came in, until they commit. One folder, one spool. */
+/** Transactions in progress, as the messages they came in, until they commit. A folder holds one pipeline's alone. */
 export interface Spool {
   /** Appends a message to a transaction. Throws SPOOL_FULL. */
   add(xid: number, message: Buffer): void
@@ -56,6 +57,8 @@ class DirSpool implements Spool {
   readonly #dir: string
   readonly #limits: SpoolLimits
   readonly #parts = new Map<number, Part>()
+  /** A former stream of this process may still be leaving. */
+  readonly #name = randomBytes(4).toString('hex')
 
   constructor(dir: string, limits: SpoolLimits) {
     this.#dir = dir
@@ -111,8 +114,8 @@ class DirSpool implements Spool {
     }
     try {
       if (!largest.file) {
-        const path = join(this.#dir, `${xid}.spool`)
-        largest.file = { fd: openSync(path, 'w+', 0o600), path, bytes: 0 }
+        const path = join(this.#dir, `${this.#name}-${xid}.spool`)
+        largest.file = { fd: openSync(path, 'wx+', 0o600), path, bytes: 0 }
       }
       for (let from = 0; from < memory.at;) {
         const written = writeSync(largest.file.fd, memory.bytes, from, memory.at - from)
@@ -133,7 +136,7 @@ class DirSpool implements Spool {
     if (!part.file) return
     this.diskBytes -= part.file.bytes
     closeSync(part.file.fd)
-    unlinkSync(part.file.path)
+    rmSync(part.file.path, { force: true })
     part.file = undefined
   }
 }

@@ -39,11 +39,14 @@ export type StreamOptions = {
   readonly statusIntervalMs?: number
   readonly spool?: SpoolLimits
   readonly readAheadBytes?: number
+  /** A server that says nothing for so long, though it is asked, is gone. */
+  readonly silenceMs?: number
 }
 
 const defaults = {
   statusIntervalMs: 5_000,
   readAheadBytes: 16 << 20,
+  silenceMs: 60_000,
   spool: { memoryBytes: 8 << 20, diskBytes: 64 * 2 ** 30 },
 }
 /** Answers to a server that asks without end come no more often. */
@@ -87,6 +90,9 @@ class PgoutputStream implements ChangeStream {
   /** Sent to the server; never goes back. */
   #flushed: bigint
   #askedAt = 0n
+  /** Since the last status; no clock is read for each message. */
+  #heard = true
+  #heardAt = 0
   #answeredAt = 0
   #answer: NodeJS.Timeout | undefined
   #statusTimer: NodeJS.Timeout | undefined
@@ -146,7 +152,8 @@ class PgoutputStream implements ChangeStream {
         )
     })
     this.#wake = undefined
-    this.#statusTimer = setInterval(() => this.#send(), this.#options.statusIntervalMs ?? defaults.statusIntervalMs)
+    this.#heardAt = performance.now()
+    this.#statusTimer = setInterval(() => this.#status(), this.#options.statusIntervalMs ?? defaults.statusIntervalMs)
     this.#send()
   }
 
@@ -223,6 +230,7 @@ class PgoutputStream implements ChangeStream {
 
   /** Called from the socket's data event for each message, whose bytes are used again: never throws. */
   #receive(message: Buffer): void {
+    this.#heard = true
     if (this.#failure || this.#closed) return
     try {
       if (this.#replay) {
@@ -296,6 +304,7 @@ class PgoutputStream implements ChangeStream {
 
   /** `end`: all before it was sent to us. */
   #heartbeat(end: bigint, clock: number, asked: boolean): void {
+    this.#heard = true
     if (!asked || this.#closed) return
     // A server that shuts down waits until all is acknowledged: what lies behind the last event is so by this one.
     const idle = !this.#decoder.open && this.#inProgress === undefined && this.#replay === undefined
@@ -315,8 +324,22 @@ class PgoutputStream implements ChangeStream {
     else this.#answer = setTimeout(() => this.#send(), answerPauseMs - since)
   }
 
-  /** Tells the server what is durable; also keeps the connection alive. */
-  #send(): void {
+  /** Keeps the connection alive, and asks for a sign of life: with answers like these the server has no reason of its own to say anything. */
+  #status(): void {
+    const now = performance.now()
+    // What a socket left alone by us would say is not heard.
+    if (this.#heard || this.#socket?.isPaused()) this.#heardAt = now
+    this.#heard = false
+    const silence = now - this.#heardAt
+    if (silence > (this.#options.silenceMs ?? defaults.silenceMs)) {
+      const observed = `the server said nothing for ${Math.round(silence / 1000)} s`
+      this.#fail(new Failure('SERVER_UNREACHABLE', { object: `slot ${this.#options.slot}`, observed }))
+    }
+    this.#send(true)
+  }
+
+  /** Tells the server what is durable. */
+  #send(ask = false): void {
     clearTimeout(this.#answer)
     this.#answer = undefined
     if (this.#closed || this.#failure) return
@@ -326,7 +349,7 @@ class PgoutputStream implements ChangeStream {
     const place = all ? this.#askedAt : this.#acknowledged
     if (place > this.#flushed) this.#flushed = place
     // The library adds one to what it is given.
-    void this.#service.acknowledge(printLsn(this.#flushed - 1n))
+    void this.#service.acknowledge(printLsn(this.#flushed - 1n), ask)
   }
 
   #fail(reason: unknown): void {

@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { suite, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
@@ -290,6 +292,37 @@ suite('a server of its own', needs('pg'), () => {
     assert.equal(await seen, 'visible')
     await writer.end()
     await admin.end()
+  })
+
+  test('a new timeline is followed where it left the old one behind all that was published, and only there', async () => {
+    await using server = await startPostgres()
+    await using bed = await pgSourceBed(await server.createDatabase('timeline'), ddl)
+    let after: Position
+    {
+      await using source = await bed.open()
+      after = await bed.retain(source)
+    }
+    await server.stop()
+    await writeFile(join(server.dataDir, 'standby.signal'), '')
+    await server.restart()
+    const client = await other(bed)
+    await client.query('select pg_promote()')
+    await client.query("insert into a values (1, 'x')")
+    {
+      await using source = await bed.open()
+      const { position } = await source.health(never)
+      await assert.rejects(source.changes(position, never), { code: 'SOURCE_DIVERGED', message: /timeline 2/ })
+      await using stream = await source.changes(after, never)
+      const [change] = await readUntil(stream, (all) => all.length > 0)
+      assert.ok(change?.kind === 'change')
+      after = change.position as Position
+    }
+    // Followed once: what lies on the new timeline counts from now on.
+    await using source = await bed.open()
+    await using stream = await source.changes(after, never)
+    await client.query("insert into a values (2, 'x')")
+    assert.equal((await readUntil(stream, (all) => all.length > 0)).length, 1)
+    await client.end()
   })
 
   test('a slot that fell too far behind is SLOT_LOST', async () => {

@@ -126,7 +126,7 @@ test('deletes what a crash left, and leaves nothing when closed', async (t) => {
   const spool = openSpool(dir, { memoryBytes: 0, diskBytes: 1 << 30 })
   assert.deepEqual(await readdir(dir), [])
   spool.add(5, message(5, 'x'))
-  assert.deepEqual(await readdir(dir), ['5.spool'])
+  assert.match((await readdir(dir)).join(), /^\w+-5\.spool$/)
   spool.abort(5, 5)
   assert.deepEqual(await readdir(dir), [])
   spool.add(6, message(6, 'x'))

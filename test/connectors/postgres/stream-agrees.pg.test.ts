@@ -76,7 +76,11 @@ async function writeALot({ client }: StreamBed): Promise<void> {
     savepoint s3; delete from a where id > 1500; insert into gone select i, 'new table in an aborted part' from generate_series(2, 900) i;
     rollback to s3; insert into gone values (901, 'x'); release s2; truncate f; insert into f values (7, 'after', null); commit`)
   await client.query("begin; insert into a select i, 'never' from generate_series(5000, 9000) i; rollback")
+  await client.query(
+    "begin; insert into a select i, 'prepared' from generate_series(20000, 21000) i; prepare transaction 'two'",
+  )
   await client.query('delete from a where id < 5')
+  await client.query("commit prepared 'two'")
   await client.query("select pg_logical_emit_message(false, 'p', 'end')")
 }
 

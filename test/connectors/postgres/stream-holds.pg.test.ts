@@ -9,6 +9,7 @@ import { origin, type Position } from '../../../src/model.ts'
 import { flatten } from '../../support/flatten.ts'
 import { readToMessage, readUntil, streamBed, type StreamBed } from '../../support/pg-stream.ts'
 import { startPostgres } from '../../support/postgres.ts'
+import { startProxy } from '../../support/proxy.ts'
 import { needs, postgres } from '../../support/servers.ts'
 
 const ddl = 'create table a (id int primary key, name text)'
@@ -146,6 +147,24 @@ for (const version of [18, 14] as const) {
         slot,
       ])
       await rejected
+    })
+
+    test('a server that falls silent behind a network that swallows everything ends the pull', async () => {
+      const server = await postgres(version)
+      await using bed = await streamBed(await server.database('silent'), ddl)
+      const slot = await bed.slot()
+      await using proxy = await startProxy(Number(new URL(bed.url).port))
+      const client = replicationOptions(parse({ url: bed.url }), 'stream', 'test')
+      await using stream = await bed.open(slot, {
+        client: { ...client, port: proxy.port },
+        statusIntervalMs: 100,
+        silenceMs: 1_000,
+      })
+      const pulled = readUntil(stream, () => false)
+      // As long as it answers, silence in the log is no silence of the server.
+      assert.equal(await Promise.race([pulled.catch(() => 'ended'), sleep(2_500)]), undefined)
+      proxy.pause()
+      await assert.rejects(pulled, { code: 'SERVER_UNREACHABLE', message: /said nothing/ })
     })
 
     test('a slot that somebody reads, one that is gone, and a publication that is gone are told apart', async () => {
