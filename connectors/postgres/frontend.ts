@@ -1,3 +1,4 @@
+import { setImmediate } from 'node:timers/promises'
 import type { Connection, DatabaseError, Client, Submittable } from 'pg'
 import type { Output } from '../../src/output.ts'
 
@@ -134,6 +135,10 @@ class Exchange implements Submittable {
       else this.#settle()
     })
   }
+  /** More bytes are on their way: `flushed` will be called again. */
+  sending(): void {
+    this.#flushed = false
+  }
   handleError(error: unknown): void {
     if (!this.#failed) this.#error = error
     this.#failed = true
@@ -201,8 +206,13 @@ export async function copyIn(client: Client, sql: string, frames: AsyncIterable<
         head[0] = 0x51
         head.writeInt32BE(body.length + 4, 1)
         stream.write(Buffer.concat([head, body]))
+        // These bytes are used by nobody else; what the pump sends is.
+        flushed()
         const pump = async (): Promise<void> => {
+          let turn = 0
           for await (const piece of frames) {
+            // A source that never waits and a socket that always takes would keep us from hearing the server's error.
+            if (++turn % 16 === 0) await setImmediate()
             if (exchange.failed) return flushed()
             await new Promise<void>((written, failed) => {
               stream.write(piece, (error) => (error ? failed(error) : written()))
@@ -211,6 +221,7 @@ export async function copyIn(client: Client, sql: string, frames: AsyncIterable<
           stream.write(copyDone, flushed)
         }
         exchange.onCopyIn = () => {
+          exchange.sending()
           pump().catch((error: unknown) => exchange.handleError(error))
         }
       },

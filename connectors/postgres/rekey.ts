@@ -7,9 +7,11 @@ import {
   arrayOids,
   equals,
   firstForms,
+  overriding,
   parametersOf,
   rowsFrom,
   wantedForm,
+  wholeRow,
   type Plan,
   type Statement,
 } from './statements.ts'
@@ -86,14 +88,30 @@ function write(
   const is = (row: string): string =>
     before.map(({ c, column }) => `t.${ident(column.name)} ${equals(column)} ${row}.c${c}`).join(' and ')
   const same = before.map(({ c, column }) => `o.c${c} ${equals(column)} s.c${c}`).join(' and ')
-  const changed = `with o as materialized (select * from ${rowsFrom(before, 1)} x),
-s as materialized (select * from ${rowsFrom(after, before.length + 1)} x),
+  const wanted = mayMiss ? '1' : '1 / (count(*) = 1)::int'
+  const rows = `with o as materialized (select * from ${rowsFrom(before, 1)} x),
+s as materialized (select * from ${rowsFrom(after, before.length + 1)} x)`
+  const types = [...before, ...after].map(({ form }) => arrayOids[form])
+  if (after.some(({ column }) => column.identity === 'always')) {
+    // Takes a value from an INSERT alone.
+    const { names, cells, kept } = wholeRow(plan, after)
+    const out = kept.length === 0 ? '1' : kept.join(', ')
+    const sql = `${rows},
+there as (delete from only ${table} t using s where ${is('s')} returning ${out}),
+gone as (delete from only ${table} t using o, s where ${is('o')} and not (${same}) returning ${out}),
+taken as (select * from there union all select * from gone where not exists (select from there)),
+touched as (insert into ${table} (${names})${overriding(plan)} select ${cells} from taken, s returning 1) select ${wanted} from touched`
+    const made = { sql, types }
+    plan.statements.set(id, made)
+    return made
+  }
+  const changed = `${rows},
 there as (update only ${table} t set ${set} from s where ${is('s')} returning 1),
 gone as (delete from only ${table} t using o, s where ${is('o')} and not (${same}) and exists (select from there)),
 moved as (update only ${table} t set ${set} from o, s where ${is('o')} and not exists (select from there) returning 1)`
   const made = {
-    sql: `${changed} select ${mayMiss ? '1' : '1 / (count(*) = 1)::int'} from (table there union all table moved) touched`,
-    types: [...before, ...after].map(({ form }) => arrayOids[form]),
+    sql: `${changed} select ${wanted} from (table there union all table moved) touched`,
+    types,
   }
   plan.statements.set(id, made)
   return made

@@ -170,9 +170,12 @@ function write(plan: Plan, kind: Kind, parameters: readonly Parameter[]): Statem
       object: tableName(plan.schema.table),
       observed: 'a column of the key is missing or generated at the target',
     })
-  const others = parameters.filter(({ c, column }) => !keys.has(c) && column.identity !== 'always')
+  const others = parameters.filter(({ c }) => !keys.has(c))
   const from = rowsFrom(parameters, 1)
   const where = keyed.map(({ c, column }) => `t.${ident(column.name)} ${equals(column)} s.c${c}`).join(' and ')
+  if (others.some(({ column }) => column.identity === 'always'))
+    if (kind === 'upsert' || kind === 'update' || kind === 'updateLoose')
+      return writeAnew(plan, kind, parameters, where)
   const set = others.map(({ c, column }) => `${ident(column.name)} = s.c${c}`).join(', ')
   const updated =
     set === ''
@@ -181,9 +184,7 @@ function write(plan: Plan, kind: Kind, parameters: readonly Parameter[]): Statem
   switch (kind) {
     case 'insert':
     case 'upsert': {
-      // The value of an identity that is always generated is the source's.
-      const overriding = parameters.some(({ column }) => column.identity === 'always') ? ' overriding system value' : ''
-      const insert = `insert into ${table} (${names.join(', ')})${overriding} select ${parameters.map(({ c }) => `s.c${c}`).join(', ')} from ${from} s`
+      const insert = `insert into ${table} (${names.join(', ')})${overriding(plan)} select ${parameters.map(({ c }) => `s.c${c}`).join(', ')} from ${from} s`
       if (kind === 'insert') return { sql: insert, types }
       const conflict = keyed.map(({ column }) => ident(column.name)).join(', ')
       const excluded = others.map(({ column }) => `${ident(column.name)} = excluded.${ident(column.name)}`).join(', ')
@@ -203,9 +204,53 @@ function write(plan: Plan, kind: Kind, parameters: readonly Parameter[]): Statem
   }
 }
 
+/** `upsert` and `update` of a table with an identity that is always generated and not in the key: such a column takes a value from an INSERT alone, so
+ *  the row is taken out and put back. */
+function writeAnew(
+  plan: Plan,
+  kind: 'upsert' | 'update' | 'updateLoose',
+  given: readonly Parameter[],
+  where: string,
+): Statement {
+  const types = given.map(({ form }) => arrayOids[form])
+  const table = qualified(plan.schema.table)
+  const from = rowsFrom(given, 1)
+  if (kind === 'upsert') {
+    const names = given.map(({ column }) => ident(column.name)).join(', ')
+    const cells = given.map(({ c }) => `s.c${c}`).join(', ')
+    // Counted, so that all of them are gone before the first one comes.
+    const sql = `with gone as (delete from only ${table} t using ${from} s where ${where} returning 1)
+insert into ${table} (${names})${overriding(plan)} select ${cells} from ${from} s where (select count(*) from gone) >= 0`
+    return { sql, types }
+  }
+  const { names, cells, kept } = wholeRow(plan, given)
+  const gone = `gone as (delete from only ${table} t using ${from} s where ${where} returning ${[...kept, ...given.map(({ c }) => `s.c${c}`)].join(', ')})`
+  const back = `insert into ${table} (${names})${overriding(plan)} select ${cells} from gone`
+  return kind === 'update' ? counted(`${back} returning 1`, types, `${gone}, `) : { sql: `with ${gone} ${back}`, types }
+}
+
+/** All columns of a row to put back: its cells by name, those given as `c<n>`, the others, which `kept` takes out of `t`, as `k<n>`. */
+export function wholeRow(
+  { catalog }: Plan,
+  given: readonly Parameter[],
+): { readonly names: string; readonly cells: string; readonly kept: readonly string[] } {
+  const byAttnum = new Map(given.map(({ c, column }) => [column.attnum, `c${c}`]))
+  const columns = catalog.columns.filter(({ generated }) => !generated)
+  return {
+    names: columns.map(({ name }) => ident(name)).join(', '),
+    cells: columns.map(({ attnum }) => byAttnum.get(attnum) ?? `k${attnum}`).join(', '),
+    kept: columns.flatMap(({ attnum, name }) => (byAttnum.has(attnum) ? [] : [`t.${ident(name)} as k${attnum}`])),
+  }
+}
+
+/** The value of an identity that is always generated is the source's. */
+export function overriding({ catalog }: Plan): string {
+  return catalog.columns.some(({ identity }) => identity === 'always') ? ' overriding system value' : ''
+}
+
 /** Raises division by zero unless as many rows are returned as were sent: an expectation checked after the commit would be none. */
-export function counted(sql: string, types: readonly number[]): Statement {
-  const wrapped = `with touched as (${sql}) select 1 / (count(*) = $${types.length + 1})::int from touched`
+export function counted(sql: string, types: readonly number[], before = ''): Statement {
+  const wrapped = `with ${before}touched as (${sql}) select 1 / (count(*) = $${types.length + 1})::int from touched`
   return { sql: wrapped, types: [...types, int8] }
 }
 

@@ -251,10 +251,49 @@ describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
       create function public.f() returns trigger language plpgsql as 'begin raise exception ''fired''; end';
       create trigger t before insert on public.c for each row execute function public.f()`)
     const schema = await target.schema('c')
-    assert.deepEqual(
-      await target.lane.apply(batch([group(schema, 'upsert', [['1', '7']])]), [advance(target.from)], never),
-      [],
-    )
+    const next: Value[] = ['1', '7']
+    const work = batch([group(schema, 'upsert', [next])], [{ schema, op: 'insert', next }])
+    assert.deepEqual(await target.lane.apply(work, [advance(target.from)], never), [])
+    assert.deepEqual(await target.sql('select * from public.c'), [{ id: 1, p: 7 }])
+  })
+
+  it('works without a superuser’s rights, and defers what can be deferred', async () => {
+    const role = `crossfade_plain_${process.pid}`
+    const ddl = `create role ${role} login;
+      do $$ begin execute format('grant create on database %I to ${role}', current_database()); end $$;
+      create table public.p (id int primary key);
+      create table public.c (id int primary key, u int unique deferrable, p int references public.p deferrable);
+      grant all on all tables in schema public to ${role}`
+    await using target = await bench(ddl, { user: role })
+    try {
+      const [c, p] = [await target.schema('c'), await target.schema('p')]
+      const changes: TestChange[] = [
+        { schema: c, op: 'insert', next: ['1', '1', '7'] },
+        { schema: c, op: 'insert', next: ['2', '2', '7'] },
+        { schema: c, op: 'update', next: ['1', '2', '7'] },
+        { schema: c, op: 'update', next: ['2', '1', '7'] },
+        { schema: p, op: 'insert', next: ['7'] },
+      ]
+      const end: Value[][] = [
+        ['1', '2', '7'],
+        ['2', '1', '7'],
+      ]
+      const groups = [group(c, 'upsert', end), group(p, 'upsert', [['7']])]
+      const step = advance(target.from)
+      assert.deepEqual(await target.lane.apply(batch(groups, changes), [step], never), [])
+      assert.deepEqual(await target.sql('select id, u, p from public.c order by id'), [
+        { id: 1, u: 2, p: 7 },
+        { id: 2, u: 1, p: 7 },
+      ])
+      const orphan: Value[] = ['3', '3', '8']
+      const wrong = batch([group(c, 'upsert', [orphan])], [{ schema: c, op: 'insert', next: orphan }])
+      await assert.rejects(target.lane.apply(wrong, [advance(step.to)], never), /ROW_REJECTED.*at the commit/)
+    } finally {
+      await target.lane[Symbol.asyncDispose]()
+      await target.sink[Symbol.asyncDispose]()
+      await target.sql(`drop owned by ${role} cascade`)
+      await target.sql(`drop role ${role}`)
+    }
   })
 
   for (const format of ['binary', 'text'] as const) {

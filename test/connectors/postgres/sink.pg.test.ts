@@ -36,3 +36,4 @@ async function open(version: PostgresVersion, tables: readonly TableSchema[]): P
 }
 
 sinkConformance('PostgreSQL 18', async (tables) => await open(18, tables), needs('pg').skip)
+sinkConformance('PostgreSQL 14', async (tables) => await open(14, tables), needs('pg14').skip)
