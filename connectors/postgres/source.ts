@@ -8,7 +8,7 @@ import { origin, tableName, type Position, type TableId, type TableSchema } from
 import { checkSource } from './check.ts'
 import { connect, replicationOptions, type PostgresConfig } from './config.ts'
 import { readDdl } from './ddl.ts'
-import { mapError } from './errors.ts'
+import { mapError, sqlState } from './errors.ts'
 import { lsnOf, parseLsn, positionOf, printLsn } from './position.ts'
 import { openReader } from './reader.ts'
 import {
@@ -93,7 +93,7 @@ export async function openSource(
       return await orAborted(asked, signal)
     } catch (error) {
       if (signal.aborted) throw signal.reason
-      throw mapError(error, object)
+      throw sourceFailure(error, object)
     }
   }
   /** What reads and writes the record runs one after the other. */
@@ -415,6 +415,15 @@ export async function openSource(
 
 function quoted(name: string): string {
   return `"${name.replaceAll('"', '""')}"`
+}
+
+/** A server that has become a standby, or is still one, has no changes to give: the address may lead to the primary soon. */
+function sourceFailure(error: unknown, object: string | undefined): Error {
+  if (sqlState(error) !== '55000' || !(error instanceof Error) || !/recovery/.test(error.message)) {
+    return mapError(error, object)
+  }
+  const next = 'Use the address of the primary, or promote this server'
+  return new Failure('SERVER_UNREACHABLE', { object: 'source', observed: error.message, next, cause: error })
 }
 
 async function senderTimeout(client: pg.Client): Promise<number> {

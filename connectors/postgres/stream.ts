@@ -378,6 +378,7 @@ function streamFailure(error: unknown, slot: string): unknown {
   const { code, message } = error as { readonly code?: unknown; readonly message?: unknown }
   const facts = { object, observed: String(message), cause: error }
   // object_not_in_prerequisite_state: invalidated; undefined_file: its log is gone; undefined_object: dropped.
+  if (code === '55000' && /recovery/.test(String(message))) return new Failure('SERVER_UNREACHABLE', facts)
   if (code === '55000' || code === '58P01') return new Failure('SLOT_LOST', facts)
   if (code === '42704') {
     return new Failure(String(message).includes('publication') ? 'PUBLICATION_CHANGED' : 'SLOT_LOST', facts)

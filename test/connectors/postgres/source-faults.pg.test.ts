@@ -306,6 +306,10 @@ suite('a server of its own', needs('pg'), () => {
     await writeFile(join(server.dataDir, 'standby.signal'), '')
     await server.restart()
     const client = await other(bed)
+    {
+      await using source = await bed.open()
+      await assert.rejects(source.changes(after, never), { code: 'SERVER_UNREACHABLE', message: /recovery/ })
+    }
     await client.query('select pg_promote()')
     await client.query("insert into a values (1, 'x')")
     {
