@@ -133,11 +133,7 @@ export const codes: Readonly<Record<ErrorCode, Code>> = {
     'Bytes in the change log do not match their checksum',
     'Look at the broker’s disks; restore the log or copy again',
   ),
-  LOG_FULL: retry(
-    'No space for the change log',
-    'Free disk space where the log lies; the run goes on by itself',
-    1,
-  ),
+  LOG_FULL: retry('No space for the change log', 'Free disk space where the log lies; the run goes on by itself', 1),
   LOG_IN_USE: operator('Another process has the embedded log open', 'Stop the other process, or name brokers'),
   FENCED: retry('Another worker has taken over', 'Nothing: the successor goes on', 1),
   LEASE_LOST: retry(

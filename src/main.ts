@@ -9,7 +9,8 @@ import type { Screen } from './cli/live.ts'
 import { paintFor, renderFailure, type Paint } from './cli/report.ts'
 import { nearest } from './config/near.ts'
 import { asFailure, Failure } from './errors.ts'
-import { checkPipeline, readStatus, runPipeline } from './pipeline.ts'
+import { checkPipeline, readStatus } from './inspect.ts'
+import { runPipeline } from './pipeline.ts'
 
 /** Found from here upwards: the sources and the compiled package lie at different depths. */
 function version(): string {

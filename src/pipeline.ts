@@ -9,14 +9,14 @@ import { capture, readTail } from './capture/capture.ts'
 import { followWatermarks } from './capture/follow.ts'
 import { createPublisher } from './capture/publisher.ts'
 import type { ChangeLog } from './change-log/change-log.ts'
-import { partitionBudget, routes, schemasTopic } from './change-log/topics.ts'
+import { schemasTopic } from './change-log/topics.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
-import { heartbeatPrefix, type Finding, type Sink, type Snapshot, type Source } from './connector.ts'
+import { heartbeatPrefix, type Sink, type Snapshot, type Source } from './connector.ts'
 import { leases, type Leases } from './coordinate/lease.ts'
-import { memoryStore, type StateStore } from './coordinate/state-store.ts'
-import { asFailure, codes, Failure } from './errors.ts'
+import type { StateStore } from './coordinate/state-store.ts'
+import { asFailure, Failure } from './errors.ts'
 import type { Logger } from './logger.ts'
-import { tableName, type Epoch, type Position, type TableSchema, type TopicPartition } from './model.ts'
+import { tableName, type Epoch, type Position, type TopicPartition } from './model.ts'
 import { partsOf, type Connectors, type Parts } from './parts.ts'
 import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'
 import { blockUnless, complete, setUp } from './setup.ts'
@@ -68,7 +68,7 @@ export async function runPipeline(
         () => (begun = true),
       )
     } catch (error) {
-      if (stop.aborted && !signal.aborted && error === stop.reason) return 'stopped'
+      if (stop.aborted && !signal.aborted && !begun) return 'stopped'
       const failure = asFailure(error)
       const again = begun && failure.policy === 'retry'
       board.phase = again ? 'starting' : 'failed'
@@ -91,18 +91,20 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
     signal,
     onTrouble: (failure) => (board.failure = failure && { failure, retrying: true }),
   })
-  await using changeLog = await parts.changeLog(signal)
-  await using source = await parts.source(store, signal)
-  await using sink = await parts.sink(signal)
-  blockUnless(await source.check(filter, signal))
-  const { tables, snapshot } = await setUp(parts, { source, sink, store, changeLog }, signal)
+  // Setting up may be given up at any step, as every step may be repeated.
+  const beginning = AbortSignal.any([stop, signal])
+  await using changeLog = await parts.changeLog(beginning)
+  await using source = await parts.source(store, beginning)
+  await using sink = await parts.sink(beginning)
+  blockUnless(await source.check(filter, beginning))
+  const { tables, snapshot } = await setUp(parts, { source, sink, store, changeLog }, beginning)
   onBegin()
   board.plan(tables)
   const partitions = tables.flatMap(({ route }) => partitionsOf(route))
   const run: Run = { ...common, changeLog, sink, tables, partitions, batchers: new Map(), halt: tasks.halt }
   tasks.start('capture', (signal) => captureTask(run, signal))
   tasks.start('watermarks', (signal) =>
-    followWatermarks(changeLog, config.name, trail.add, AbortSignal.any([signal, tasks.halt])),
+    followWatermarks(changeLog, config.name, (record) => trail.add(record), AbortSignal.any([signal, tasks.halt])),
   )
   tasks.start('heartbeat', (signal) => heartbeatTask(run, signal))
   tasks.start('status', (signal) => statusTask(run, watch, signal))
@@ -253,10 +255,19 @@ async function refresh({ sink, batchers }: Pick<Run, 'sink' | 'batchers'>, signa
 /** Looks at both ends of the log, tells the lanes of holds that others moved, and shows what it saw. */
 async function statusTask(run: Run, watch: (status: Status) => void, signal: AbortSignal): Promise<void> {
   const { sink, changeLog, board, partitions, batchers, halt } = run
+  const { log } = run.parts
+  let zombies = 0
   for (let round = 0; !halt.aborted; round++) {
     if (round % 2 === 0) {
       const [checkpoints, ends] = await Promise.all([sink.checkpoints(signal), changeLog.ends(partitions, signal)])
-      for (const batcher of batchers.values()) batcher.resume(checkpoints)
+      let dropped = 0
+      for (const batcher of batchers.values()) {
+        batcher.resume(checkpoints)
+        dropped += batcher.dropped.zombies
+      }
+      if (dropped > zombies)
+        log.warn({ records: dropped - zombies }, 'dropped records of an earlier capture that still writes')
+      zombies = dropped
       board.observe({ checkpoints, ends })
       if (board.phase !== 'streaming' || round % 20 === 0) board.observe({ copies: await sink.copies(signal) })
     }
@@ -270,72 +281,4 @@ function share(partitions: readonly TopicPartition[], lanes: number): readonly (
   const shares = Array.from({ length: Math.min(lanes, partitions.length) }, (): TopicPartition[] => [])
   partitions.forEach((at, i) => shares[i % shares.length]?.push(at))
   return shares
-}
-
-/** The preflight, over everything that can be asked without writing. A server that does not answer is a finding too. */
-export async function checkPipeline(
-  config: PipelineConfig,
-  connectors: Connectors,
-  log: Logger,
-  signal: AbortSignal,
-): Promise<readonly Finding[]> {
-  const parts = await partsOf(config, connectors, log)
-  const findings: Finding[] = []
-  const ask = async (id: string, question: () => Promise<readonly Finding[]>): Promise<void> => {
-    try {
-      findings.push(...(await question()))
-    } catch (error) {
-      const { code, facts, message, next } = described(error)
-      findings.push({
-        id,
-        level: 'blocker',
-        observed: `${code}: ${facts.observed ?? message}`,
-        needed: facts.needed ?? 'an answer',
-        remedy: next,
-      })
-    }
-  }
-  let tables: readonly TableSchema[] = []
-  await ask('source', async () => {
-    await using source = await parts.source(memoryStore(), signal)
-    const found = await source.check(parts.filter, signal)
-    tables = await source.tables(parts.filter, signal)
-    return found
-  })
-  await ask('target', async () => {
-    await using sink = await parts.sink(signal)
-    return await sink.check(tables, signal)
-  })
-  await ask('log', async () => {
-    await using _ = await parts.changeLog(signal)
-    const estimated = tables.map((schema) => ({ schema, estimatedRows: Number.MAX_SAFE_INTEGER }))
-    const planned = routes(config.name, estimated, config.log.partitions)
-    const brokers = config.log.type === 'kafka' ? config.log.brokers.length : 1
-    return [partitionBudget(planned, brokers, config.log.type === 'kafka' ? config.log.replication : 1)]
-  })
-  return findings
-}
-
-function described(error: unknown): Failure & { readonly next: string } {
-  const failure = asFailure(error)
-  return Object.assign(failure, { next: failure.facts.next ?? codes[failure.code].next })
-}
-
-/** What can be known without the pipeline's process: state store, target and source are read, and nothing about lag is proved. */
-export async function readStatus(
-  config: PipelineConfig,
-  connectors: Connectors,
-  log: Logger,
-  signal: AbortSignal,
-): Promise<Status> {
-  const parts = await partsOf(config, connectors, log)
-  const board = statusBoard(config.name, watermarkTrail())
-  await using store = await parts.store(signal)
-  await using sink = await parts.sink(signal)
-  await using source = await parts.source(store, signal)
-  board.plan(await registeredTables(store, signal))
-  board.phase = (await store.get('complete', signal)) === undefined ? 'stopped' : 'complete'
-  board.observe({ copies: await sink.copies(signal), checkpoints: await sink.checkpoints(signal) })
-  board.observe({ health: await source.health(signal) })
-  return board.status()
 }

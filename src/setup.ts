@@ -34,7 +34,7 @@ export async function setUp(
   const limits = { partitions: config.log.partitions, chunkRows: config.snapshot.chunkRows }
   const all = await registerTables(config.name, found, filter, store, reader, limits, signal)
   await reader[Symbol.asyncDispose]()
-  await changeLog.open(topicsOf(config.name, all), signal)
+  await openTopics(changeLog, store, topicsOf(config.name, all), signal)
   const schemas = all.map(({ schema }) => schema)
   await sink.prepare([], 'before', undefined, signal)
   const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
@@ -75,6 +75,26 @@ async function prepare(
   const style = await schemaStyle(parts, source, sink, store, schemas, signal)
   const ddl = style === 'none' ? undefined : await source.ddl?.(schemas, style, signal)
   await sink.prepare(schemas, phase, ddl, signal)
+}
+
+/** Creates the topics, and recognises those it created: one that was made anew under its old name is not the log we need (H23). */
+async function openTopics(
+  changeLog: ChangeLog,
+  store: StateStore,
+  topics: readonly Topic[],
+  signal: AbortSignal,
+): Promise<void> {
+  const stored = await store.get('topic-ids', signal)
+  const known = (stored?.value ?? {}) as Readonly<Record<string, string>>
+  const recorded = topics.map((topic) => {
+    const id = known[topic.name]
+    return id === undefined ? topic : { ...topic, id }
+  })
+  await changeLog.open(recorded, signal)
+  const names = topics.map(({ name }) => name)
+  if (names.every((name) => known[name] !== undefined)) return
+  const ids = Object.fromEntries(await changeLog.topicIds(names, signal))
+  await store.put('topic-ids', { ...known, ...ids }, stored?.revision ?? 0, signal)
 }
 
 export function topicsOf(pipeline: string, tables: readonly Registered[]): readonly Topic[] {
@@ -131,10 +151,13 @@ export function blockUnless(findings: readonly Finding[]): void {
   const blockers = findings.filter(({ level }) => level === 'blocker')
   if (blockers.length === 0) return
   throw new Failure('CHECK_FAILED', {
-    object: blockers.map(({ id }) => id).join(', '),
-    observed: blockers.map(({ observed }) => observed).join('; '),
-    needed: blockers.map(({ needed }) => needed).join('; '),
+    observed: `${blockers.length} of ${findings.length} findings`,
     effect: 'nothing was started',
-    next: blockers.flatMap(({ remedy }) => remedy ?? []).join('\n'),
+    all: blockers.map(({ id, observed, needed, remedy }) => ({
+      object: id,
+      observed,
+      needed,
+      ...(remedy !== undefined && { next: remedy }),
+    })),
   })
 }

@@ -1,4 +1,4 @@
-/** Decimal text to floats and back, to the bit, as PostgreSQL-like sources print them: shortest digits, `NaN`, `Infinity`, `-Infinity`, `-0`. */
+/** Decimal text to floats and back, to the bit, as plain sources print them: shortest digits, `NaN`, `Infinity`, `-Infinity`, `-0`. */
 
 /** Where `parseFloat64` and `parseFloat32` leave the value. */
 export const float: Float64Array = new Float64Array(1)

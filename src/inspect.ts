@@ -1,0 +1,105 @@
+import { statusBoard } from './admin/board.ts'
+import { watermarkTrail } from './admin/lag.ts'
+import { partitionBudget, routes } from './change-log/topics.ts'
+import type { PipelineConfig } from './config/pipeline-config.ts'
+import { patternFindings } from './config/table-pattern.ts'
+import type { Finding } from './connector.ts'
+import { memoryStore } from './coordinate/state-store.ts'
+import { asFailure, codes, type Failure } from './errors.ts'
+import type { Logger } from './logger.ts'
+import type { TableSchema } from './model.ts'
+import { partsOf, type Connectors } from './parts.ts'
+import { registeredTables } from './registry.ts'
+import type { Status } from './status.ts'
+
+/** The preflight, over everything that can be asked without writing. A server that does not answer is a finding too. */
+export async function checkPipeline(
+  config: PipelineConfig,
+  connectors: Connectors,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<readonly Finding[]> {
+  const parts = await partsOf(config, connectors, log)
+  const findings: Finding[] = []
+  const ask = async (id: string, question: () => Promise<readonly Finding[]>): Promise<void> => {
+    try {
+      findings.push(...(await question()))
+    } catch (error) {
+      const { code, facts, message, next } = described(error)
+      findings.push({
+        id,
+        level: 'blocker',
+        observed: `${code}: ${facts.observed ?? message}`,
+        needed: facts.needed ?? 'an answer',
+        remedy: next,
+      })
+    }
+  }
+  let tables: readonly TableSchema[] = []
+  await ask('source', async () => {
+    await using source = await parts.source(memoryStore(), signal)
+    const found = await source.check(parts.filter, signal)
+    const all = await source.tables(() => true, signal)
+    tables = all.filter(({ table }) => parts.filter(table))
+    const { include, exclude } = config.tables
+    return [
+      ...found,
+      ...patternFindings(
+        include,
+        exclude,
+        all.map(({ table }) => table),
+      ),
+    ]
+  })
+  await ask('target', async () => {
+    await using sink = await parts.sink(signal)
+    return await sink.check(tables, signal)
+  })
+  await ask('log', async () => {
+    // The embedded log belongs to the process that runs; opening it here could only be in its way.
+    if (config.log.type === 'embedded') return []
+    await using _ = await parts.changeLog(signal)
+    const estimated = tables.map((schema) => ({ schema, estimatedRows: Number.MAX_SAFE_INTEGER }))
+    const planned = routes(config.name, estimated, config.log.partitions)
+    return [
+      partitionBudget(planned, config.log.brokers.length, config.log.replication),
+      durability(config.log.replication),
+    ]
+  })
+  return findings
+}
+
+function durability(replication: number): Finding {
+  const few = replication < 3
+  return {
+    id: 'log.replication',
+    level: few ? 'warning' : 'ok',
+    observed: `each partition has ${replication === 1 ? 'one copy' : `${replication} copies`}`,
+    needed: 'three copies, of which two must have a change before it counts as safe',
+    ...(few && { remedy: 'log.replication: 3, unless the log may be lost with a broker’s disk' }),
+  }
+}
+
+function described(error: unknown): Failure & { readonly next: string } {
+  const failure = asFailure(error)
+  return Object.assign(failure, { next: failure.facts.next ?? codes[failure.code].next })
+}
+
+/** What can be known without the pipeline's process: state store, target and source are read, and nothing about lag is proved. */
+export async function readStatus(
+  config: PipelineConfig,
+  connectors: Connectors,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<Status> {
+  const parts = await partsOf(config, connectors, log)
+  const board = statusBoard(config.name, watermarkTrail())
+  await using store = await parts.store(signal)
+  await using sink = await parts.sink(signal)
+  await using source = await parts.source(store, signal)
+  board.plan(await registeredTables(store, signal))
+  board.phase = (await store.get('complete', signal)) === undefined ? 'stopped' : 'complete'
+  board.observe({ copies: await sink.copies(signal), checkpoints: await sink.checkpoints(signal) })
+  board.observe({ health: await source.health(signal) })
+  return board.status()
+}
