@@ -39,6 +39,8 @@ export type ErrorCode =
 export type Facts = {
   /** What it is about: a table, a slot, a file with its line, a broker. */
   readonly object?: string
+  /** The configuration's key it comes from; shown with file and line. */
+  readonly key?: string
   readonly observed?: string
   readonly needed?: string
   /** What happens now because of it. */

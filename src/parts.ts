@@ -33,25 +33,45 @@ export async function partsOf(config: PipelineConfig, connectors: Connectors, lo
   const [from, to, state] = await Promise.all([side('source'), side('target'), side('state')])
   const lacks = (what: string, { name }: Connector): Failure =>
     new Failure('UNSUPPORTED', { object: name, observed: `cannot be a ${what}`, next: `Choose another ${what}` })
+  /** What fails while it is opened is told with the key of the configuration that named it. */
+  const opened = async <T>(key: keyof PipelineConfig, open: () => Promise<T>): Promise<T> => {
+    try {
+      return await open()
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error
+      const { code, facts } = error
+      throw new Failure(code, { ...facts, key })
+    }
+  }
   return {
     config,
     log,
     filter: tableFilter(config.tables.include, config.tables.exclude),
     async store(signal) {
       if (state.connector.openStore === undefined) throw lacks('state store', state.connector)
-      return await state.connector.openStore(state.options, context, signal)
+      const { openStore } = state.connector
+      return await opened(
+        config.state ? 'state' : 'target',
+        async () => await openStore(state.options, context, signal),
+      )
     },
     async source(store, signal) {
       if (from.connector.openSource === undefined) throw lacks('source', from.connector)
-      return await from.connector.openSource(from.options, context, store, signal)
+      const { openSource } = from.connector
+      return await opened('source', async () => await openSource(from.options, context, store, signal))
     },
     async sink(signal) {
       if (to.connector.openSink === undefined) throw lacks('target', to.connector)
-      return await to.connector.openSink(to.options, context, signal)
+      const { openSink } = to.connector
+      return await opened('target', async () => await openSink(to.options, context, signal))
     },
     async changeLog(signal) {
-      if (config.log.type === 'embedded') return await openEmbeddedLog(join(config.log.dir, config.name), signal)
-      return await openKafkaLog({ ...config.log, clientId: `crossfade-${config.name}` }, log, signal)
+      const { log: options } = config
+      return await opened('log', async () =>
+        options.type === 'embedded'
+          ? await openEmbeddedLog(join(options.dir, config.name), signal)
+          : await openKafkaLog({ ...options, clientId: `crossfade-${config.name}` }, log, signal),
+      )
     },
   }
 }

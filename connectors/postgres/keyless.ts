@@ -7,8 +7,10 @@ import { ident, qualified } from './queries.ts'
 import {
   arrayOids,
   firstForms,
+  overriding,
   parametersOf,
   rowsFrom,
+  wholeRow,
   type Parameter,
   type Plan,
   type Statement,
@@ -74,19 +76,38 @@ function statementOf(plan: Plan, old: Side, next: Side | undefined, loose: boole
     ({ c, column }) => `${textOf(column, `x.${ident(column.name)}`)} is not distinct from ${textOf(column, `o.c${c}`)}`,
   )
   const row = `(select x.ctid from only ${table} x, ${rowsFrom(before, 1)} o where ${same.join(' and ')} limit 1)`
-  const set = after
-    ?.filter(({ column }) => column.identity !== 'always')
-    .map(({ c, column }) => `${ident(column.name)} = s.c${c}`)
-  const change =
-    after && set
-      ? `update only ${table} t set ${set.join(', ')} from ${rowsFrom(after, before.length + 1)} s where t.ctid = ${row} returning 1`
-      : `delete from only ${table} t where t.ctid = ${row} returning 1`
-  const made = {
-    sql: loose ? change : `with touched as (${change}) select 1 / (count(*) = 1)::int from touched`,
-    types: [...before, ...(after ?? [])].map(({ form }) => arrayOids[form]),
-  }
+  const types = [...before, ...(after ?? [])].map(({ form }) => arrayOids[form])
+  const made = guarded(change(plan, table, row, after, before.length + 1), types, loose)
   plan.statements.set(id, made)
   return made
+}
+
+/** CTEs to begin with, and the statement that returns a row for the one it changed. */
+function change(
+  plan: Plan,
+  table: string,
+  row: string,
+  after: readonly Parameter[] | undefined,
+  first: number,
+): { readonly before: string; readonly sql: string } {
+  if (!after) return { before: '', sql: `delete from only ${table} t where t.ctid = ${row} returning 1` }
+  const from = rowsFrom(after, first)
+  if (after.some(({ column }) => column.identity === 'always')) {
+    // Takes a value from an INSERT alone.
+    const { names, cells, kept } = wholeRow(plan, after)
+    const taken = [...kept, ...after.map(({ c }) => `s.c${c}`)].join(', ')
+    return {
+      before: `gone as (delete from only ${table} t using ${from} s where t.ctid = ${row} returning ${taken}), `,
+      sql: `insert into ${table} (${names})${overriding(plan)} select ${cells} from gone returning 1`,
+    }
+  }
+  const set = after.map(({ c, column }) => `${ident(column.name)} = s.c${c}`).join(', ')
+  return { before: '', sql: `update only ${table} t set ${set} from ${from} s where t.ctid = ${row} returning 1` }
+}
+
+function guarded({ before, sql }: ReturnType<typeof change>, types: readonly number[], loose: boolean): Statement {
+  const counted = loose ? '1' : '1 / (count(*) = 1)::int'
+  return { sql: `with ${before}touched as (${sql}) select ${counted} from touched`, types }
 }
 
 function parameters(plan: Plan, side: Side): readonly Parameter[] {

@@ -64,6 +64,7 @@ type Call = {
   readonly signal: AbortSignal
   /** Set once the configuration is known. */
   mask: (text: string) => string
+  locate: (key: string) => string | undefined
 }
 
 const widest = 120
@@ -73,7 +74,14 @@ const widthOf = ({ isTTY, columns }: Screen): number => (isTTY ? Math.min(widest
 export async function runCli(args: readonly string[], host: Host): Promise<number> {
   const over = new AbortController()
   let exit = 0
-  const call: Call = { host, file: '', json: args.includes('--json'), signal: over.signal, mask: (text) => text }
+  const call: Call = {
+    host,
+    file: '',
+    json: args.includes('--json'),
+    signal: over.signal,
+    mask: (text) => text,
+    locate: () => undefined,
+  }
   const program = new Command('crossfade')
     .description('Copies a live database into another one and keeps it in step.')
     .version(host.version, '-V, --version', 'print the version')
@@ -118,7 +126,11 @@ export async function runCli(args: readonly string[], host: Host): Promise<numbe
   }
 }
 
-function fail(failure: Failure, { host, json, mask }: Call): number {
+function fail(raised: Failure, { host, json, mask, locate }: Call): number {
+  const { key, object } = raised.facts
+  const place = key === undefined ? undefined : locate(key)
+  const failure =
+    place === undefined ? raised : new Failure(raised.code, { ...raised.facts, object: `${object ?? key} (${place})` })
   if (json) host.out.write(`${mask(JSON.stringify({ v: 1, error: failureJson(failure) }))}\n`)
   else host.err.write(mask(renderFailure(failure, widthOf(host.err), host.err.paint)))
   return codes[failure.code].exit
@@ -128,6 +140,7 @@ async function load(call: Call): Promise<LoadedConfig> {
   const { host, file } = call
   const loaded = await loadConfig(file, host.env, { connectors: host.connectors, from: host.cwd })
   call.mask = loaded.mask
+  call.locate = loaded.locate
   if (!call.json) {
     for (const { object = '', observed = '', next = '' } of loaded.warnings)
       host.err.write(`${host.err.paint('yellow', '▲')} ${object}: ${observed}. ${next}\n`)

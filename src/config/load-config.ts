@@ -25,6 +25,8 @@ export type LoadedConfig = {
   readonly warnings: readonly Facts[]
   /** Shows a text without the secrets of this configuration. */
   readonly mask: (text: string) => string
+  /** Where a key of the file stands, with file and line; undefined for one left to its default. */
+  readonly locate: (key: string) => string | undefined
 }
 export type LoadOptions = {
   /** To check the databases' own keys with their lines; without it only the rest is checked. Rejects for an unknown type. */
@@ -120,7 +122,9 @@ export async function loadConfig(
       })
     },
   })
-  return { config: finish(parsed.data, folder), warnings, mask }
+  const locate = (key: string): string | undefined =>
+    document.has(key) ? `${place(offsetOf(document, [key], 'value'))}  ${key}` : undefined
+  return { config: finish(parsed.data, folder), warnings, mask, locate }
 }
 
 function read(file: string, shown: string): string {

@@ -137,6 +137,10 @@ for (const version of [18, 14] as const) {
       ])
       for (const { level, remedy } of found) if (level === 'blocker') await admin.query(remedy ?? '')
       assert.deepEqual(blockers(await checkTarget(admin, tables)), [])
+      await admin.query(
+        'alter table shape.t drop constraint t_pkey; alter table shape.t add primary key (id) deferrable',
+      )
+      assert.deepEqual(blockers(await checkTarget(admin, tables)), ['target.shape'])
       await admin.query('drop table shape.t; create view shape.t as select 1 as id')
       assert.deepEqual(blockers(await checkTarget(admin, tables)), ['target.shape'])
     })

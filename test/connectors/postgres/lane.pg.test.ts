@@ -3,6 +3,7 @@ import { describe, it } from 'node:test'
 import pg from 'pg'
 import { parse } from '../../../connectors/postgres/config.ts'
 import { openReader } from '../../../connectors/postgres/reader.ts'
+import type { TableReader } from '../../../src/connector.ts'
 import { Failure, type ErrorCode } from '../../../src/errors.ts'
 import type { Chunk, Form, Position, TableSchema } from '../../../src/model.ts'
 import { rowsOf } from '../../../src/rows.ts'
@@ -12,6 +13,12 @@ import { needs } from '../../support/servers.ts'
 import { at, bench, never } from './sink-server.ts'
 
 const code = (wanted: ErrorCode) => (error: unknown) => error instanceof Failure && error.code === wanted
+
+function framesOf(reader: TableReader, schema: TableSchema, chunk: Chunk, format: string): AsyncIterable<Uint8Array> {
+  const frames = reader.frames?.(schema, chunk, format, never)
+  assert.ok(frames)
+  return frames
+}
 
 describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
   const types = `
@@ -308,7 +315,7 @@ describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
       const format_ = reader
         .formats?.(schema)
         .find((name) => name.startsWith(format) && target.lane.formats?.(schema).includes(name))
-      assert.ok(format_ !== undefined && reader.frames)
+      assert.ok(format_ !== undefined)
       const copy = { table: schema.table, partitions: [at], snapshot: '0000000000000001' as Position, live: false }
       await target.sink.setCopy(copy, 1, never)
       const chunk: Chunk = {
@@ -320,13 +327,12 @@ describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
         from: '["5"]',
         to: '["19001"]',
       }
-      const frames = reader.frames(schema, chunk, format_, never)
+      const frames = framesOf(reader, schema, chunk, format_)
       assert.equal(await target.lane.load(schema, chunk, { kind: 'frames', format: format_, frames }, 1, never), 18996)
       const sum = `select md5(string_agg(t::text, ',' order by id)) as sum from public.t where id >= 5 and id < 19001`
       assert.deepEqual(await target.sql(sum), await source.sql(sum))
       async function* broken(): AsyncIterable<Uint8Array> {
-        if (!reader.frames) return
-        for await (const piece of reader.frames(schema, chunk, format_ ?? '', never)) {
+        for await (const piece of framesOf(reader, schema, chunk, format_ ?? '')) {
           yield piece.subarray(0, piece.length - 1)
           throw new Error('the source is gone')
         }
