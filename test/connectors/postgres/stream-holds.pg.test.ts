@@ -110,7 +110,7 @@ for (const version of [18, 14] as const) {
       const server = await postgres(version)
       await using bed = await streamBed(await server.database('million'), ddl)
       const slot = await bed.slot()
-      const rows = 300_000
+      const rows = 200_000
       await bed.client.query(`insert into a select i, 'row number ' || i from generate_series(1, ${rows}) i`)
       await bed.client.query("select pg_logical_emit_message(false, 'p', 'end')")
       const client = replicationOptions(parse({ url: bed.url }), 'stream', 'test')
