@@ -64,7 +64,7 @@ describe('definitions by tables', needs('pg'), () => {
        alter table public.root drop column gone;
        alter table public.mid attach partition public.leaf for values in (1, 2);
        create table public.rest partition of public.root default;
-       create index root_v on public.root (v); alter index public.leaf_v_idx rename to leaf_other;
+       create index root_v on public.root (v); alter index public.leaf_v_idx rename to z_leaf_v;
        alter table public.root add check (k >= 0);
        create table public.base (id int, x text); create table public.sub (y int) inherits (public.base);
        create unique index base_id on public.base (id); alter table public.base alter id set not null;
