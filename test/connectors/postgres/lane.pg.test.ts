@@ -344,6 +344,20 @@ describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
     })
   }
 
+  it('sets sequences to the next value, and leaves out one that is not there', async () => {
+    await using target = await bench(
+      'create schema "Odd"; create sequence "Odd"."s 1"; create sequence public.down increment -1',
+    )
+    const counters = [
+      { name: '"Odd"."s 1"', value: 9007199254740993n },
+      { name: 'public.down', value: -5n },
+      { name: 'public.nowhere', value: 1n },
+    ]
+    for (let i = 0; i < 2; i++) await target.sink.advance?.(counters, never)
+    const next = `select nextval('"Odd"."s 1"')::text as a, nextval('public.down')::text as b`
+    assert.deepEqual(await target.sql(next), [{ a: '9007199254740993', b: '-5' }])
+  })
+
   it('ends a copy session that is stuck on the chunk', async () => {
     await using target = await bench('create table public.t (id int primary key)')
     const schema = await target.schema('t')
