@@ -69,7 +69,7 @@ export function session(client: Client, pipeline: string, log: Logger, targets: 
   let unparsed: { readonly name: string; readonly statement: Statement }[] = []
   let last = 0
 
-  /** Between batches: statements of tables long gone would pile up in the server. */
+  /** Between calls: statements of tables long gone would pile up in the server. */
   const closeAll = async (): Promise<void> => {
     for (const name of names.values()) appendClose(parses, name)
     appendSync(parses)
@@ -89,7 +89,6 @@ export function session(client: Client, pipeline: string, log: Logger, targets: 
       const table = targets.get(schema.table)
       if (!table) throw new Failure('TABLE_MISSING', { object: tableName(schema.table), observed: 'not at the target' })
       const made = planTable(schema, table)
-      if (plans.size >= mostStatements) plans = new Map()
       plans.set(schema, made)
       return made
     },
@@ -145,6 +144,7 @@ export function session(client: Client, pipeline: string, log: Logger, targets: 
       const abort = (): void => breakOff(client)
       signal.addEventListener('abort', abort, { once: true })
       try {
+        if (plans.size > mostStatements) plans = new Map()
         if (names.size > mostStatements) await closeAll()
         return await work()
       } catch (error) {
