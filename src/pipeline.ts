@@ -12,7 +12,7 @@ import type { ChangeLog } from './change-log/change-log.ts'
 import { schemasTopic } from './change-log/topics.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import { heartbeatPrefix, type Sink, type Snapshot, type Source } from './connector.ts'
-import { leases, type Leases } from './coordinate/lease.ts'
+import { leases, type Lease, type Leases } from './coordinate/lease.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
 import type { Logger } from './logger.ts'
@@ -60,7 +60,7 @@ export async function runPipeline(
     const board = statusBoard(config.name, trail)
     try {
       if ((await store.get('complete', signal)) !== undefined) return 'complete'
-      await using lease = await own.acquire('capture', ttl, asked)
+      await using lease = await standBy(own, asked, signal)
       const common = { parts, store, trail, board, leases: own, epoch: lease.epoch }
       return await runUnder(
         common,
@@ -81,6 +81,16 @@ export async function runPipeline(
   })
   if (result instanceof Failure) throw result
   return result
+}
+
+/** The wait ends with `asked`; the lease goes on until `signal`, so that what is in hand at a stop is finished under it. */
+async function standBy(leases: Leases, asked: AbortSignal, signal: AbortSignal): Promise<Lease> {
+  for (;;) {
+    asked.throwIfAborted()
+    const lease = await leases.tryAcquire('capture', ttl, signal)
+    if (lease !== undefined) return lease
+    await sleep(ttl / 20, undefined, { signal: asked })
+  }
 }
 
 async function runUnder(common: Common, { stop, signal, watch }: Controls, onBegin: () => void): Promise<Ended> {
