@@ -95,8 +95,8 @@ async function copyChunks(
   const rewritten = new Set<string>()
   const failed = new AbortController()
   const all = AbortSignal.any([signal, failed.signal])
-  const worker = async (): Promise<void> => {
-    if (queue.length === 0) return
+  /** With connections of its own, until nothing is left or one of them is in the middle of a copy that was given up. */
+  const someChunks = async (): Promise<void> => {
     await using reader = await parts.source.reader(round.snapshot, all)
     await using lane = await parts.sink.lane(all)
     for (let chunk = queue.pop(); chunk !== undefined && !stop.aborted; chunk = queue.pop()) {
@@ -122,9 +122,13 @@ async function copyChunks(
         if (asFailure(error).code !== 'TABLE_REWRITTEN') throw error
         if (!rewritten.has(name)) await parts.startOver(schema)
         rewritten.add(name)
+        return
       }
       failpoint('copy.after-chunk')
     }
+  }
+  const worker = async (): Promise<void> => {
+    while (queue.length > 0 && !stop.aborted) await someChunks()
   }
   const workers = Array.from({ length: Math.min(parts.parallel, chunks.length) }, async () => {
     try {
