@@ -1,7 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import type { Lane } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
-import { failpoint } from '../../src/failpoint.ts'
 import { partitionName, type Advance, type Checkpoint, type TopicPartition } from '../../src/model.ts'
 import type { LaneBatch } from '../../src/rows.ts'
 import { slice } from './arrays.ts'
@@ -118,7 +117,6 @@ async function applyFolded(session: Session, batch: LaneBatch, advances: readonl
   }
   const { inOrder } = batch
   if (inOrder) for (let i = 0; i < inOrder.count;) i = appendChanges(session, inOrder, i, batch.mayMiss, true)
-  failpoint('apply.before-commit')
   try {
     await session.send()
   } catch (error) {
@@ -126,7 +124,6 @@ async function applyFolded(session: Session, batch: LaneBatch, advances: readonl
     session.log.debug({ state: sqlState(error.cause) }, 'a batch is applied again change by change')
     await replay(session, batch, advances)
   }
-  failpoint('apply.between-commit-and-answer')
 }
 
 /** Partitions whose row is not as its advance expects. */
