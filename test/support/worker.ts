@@ -15,7 +15,12 @@ export interface Workplace extends AsyncDisposable {
   /** Any other command, to its end. */
   command(args: readonly string[], env?: NodeJS.ProcessEnv): Promise<Ended>
 }
-export type Ended = { readonly code: number | null; readonly stdout: string; readonly stderr: string }
+export type Ended = {
+  readonly code: number | null
+  readonly signal: string | null
+  readonly stdout: string
+  readonly stderr: string
+}
 export interface Worker {
   readonly pid: number
   /** Ends by itself, or by `stop` or `kill9`. */
@@ -45,9 +50,9 @@ export async function workplace(yaml: string): Promise<Workplace> {
     const text = { out: '', err: '' }
     child.stdout?.on('data', (data: Buffer) => (text.out += data.toString()))
     child.stderr?.on('data', (data: Buffer) => (text.err += data.toString()))
-    const ended = once(child, 'close').then(([code]: unknown[]) => {
+    const ended = once(child, 'close').then(([code, signal]: unknown[]) => {
       children.delete(child)
-      return { code: code as number | null, stdout: text.out, stderr: text.err }
+      return { code: code as number | null, signal: signal as string | null, stdout: text.out, stderr: text.err }
     })
     return { child, text, ended }
   }
