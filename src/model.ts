@@ -102,9 +102,12 @@ export function compareMarks(a: Mark, b: Mark): number {
 }
 /** Before every position and mark. */
 export const origin: Position = '' as Position
-/** For people and map keys: schema and name with a dot between; two tables never share it, as dots inside are doubled. */
+/** For people and map keys: schema and name with a dot between; two tables never share it, as a part with a dot or a quote inside is quoted. */
 export function tableName(table: TableId): string {
-  return `${table.schema.replaceAll('.', '..')}.${table.name.replaceAll('.', '..')}`
+  return `${part(table.schema)}.${part(table.name)}`
+}
+function part(name: string): string {
+  return name.includes('.') || name.includes('"') ? `"${name.replaceAll('"', '""')}"` : name
 }
 /** A map key; `/` never occurs in a topic's name. */
 export function partitionName(at: TopicPartition): string {

@@ -95,11 +95,13 @@ async function copyChunks(
   const rewritten = new Set<string>()
   const failed = new AbortController()
   const all = AbortSignal.any([signal, failed.signal])
+  /** After `stop` the rest stays in the queue: what left it is copied, or the round fails. */
+  const next = (): Chunk | undefined => (stop.aborted ? undefined : queue.pop())
   /** With connections of its own, until nothing is left or one of them is in the middle of a copy that was given up. */
   const someChunks = async (): Promise<void> => {
     await using reader = await parts.source.reader(round.snapshot, all)
     await using lane = await parts.sink.lane(all)
-    for (let chunk = queue.pop(); chunk !== undefined && !stop.aborted; chunk = queue.pop()) {
+    for (let chunk = next(); chunk !== undefined; chunk = next()) {
       const name = tableName(chunk.table)
       const schema = schemas.get(name)
       if (rewritten.has(name)) continue
