@@ -13,8 +13,10 @@ type Pending = Proof & { readonly full: readonly Offset[]; readonly changed: Rea
 /** What the control topic says, against what checkpoints say. `pending` is bounded: while the target is behind, watermarks in between are
  *  thinned out, which makes the proof coarser, never wrong. */
 export interface WatermarkTrail {
-  /** Ignored unless its epoch is at least the highest seen and its position rises (H14). */
+  /** In the order of the control topic, repeats allowed. Ignored unless its epoch is at least the highest seen and its position rises (H14). */
   add(record: Watermark): void
+  /** The next record may not follow the last one: nothing is proved by what changed since a full vector that was not seen. */
+  restart(): void
   readonly latest: Proof | undefined
   /** The newest watermark that these checkpoints have reached, in all partitions it names. */
   applied(checkpoints: readonly Checkpoint[]): Proof | undefined
@@ -38,16 +40,20 @@ export function watermarkTrail(): WatermarkTrail {
   return {
     add(record) {
       if (record.epoch < epoch) return
-      if (newest !== undefined && comparePositions(record.position, newest.position) <= 0) return
       if (record.epoch > epoch) full = undefined
       epoch = record.epoch
+      // Also of a watermark that proves nothing new: those after it name only what changed since.
       if (record.full) full = record.ends
+      if (newest !== undefined && comparePositions(record.position, newest.position) <= 0) return
       if (full === undefined) return // the vector of a delta is not known
       const { position, committedAt } = record
       const changed = new Map(record.full ? [] : record.ends.map((end) => [partitionName(end), end.offset]))
       newest = { position, committedAt, full, changed }
       pending.push(newest)
       if (pending.length > most) pending = pending.filter((_, i) => i % 2 === 1 || i === pending.length - 1)
+    },
+    restart() {
+      full = undefined
     },
     get latest() {
       return newest

@@ -1,9 +1,13 @@
 import { decodeControl } from '../avro/control.ts'
-import type { ChangeLog } from '../change-log/change-log.ts'
+import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
 import { controlTopic } from '../change-log/topics.ts'
+import { asFailure } from '../errors.ts'
 import type { Watermark } from '../model.ts'
 
-/** Reads the watermarks written from now on, for as long as `signal` lets it. Each capture begins with a full vector, and repeats it once a minute. */
+/** Control records looked at before the end: with a watermark a second, the last full vector is among them, and what was proved before is proved again. */
+const tail = 1024
+
+/** Reads the watermarks of the topic's tail and those written from now on, in order, for as long as `signal` lets it. */
 export async function followWatermarks(
   log: ChangeLog,
   pipeline: string,
@@ -11,9 +15,18 @@ export async function followWatermarks(
   signal: AbortSignal,
 ): Promise<void> {
   const at = { topic: controlTopic(pipeline), partition: 0 }
-  let offset = (await log.ends([at], signal))[0]?.offset ?? 0
+  const end = (await log.ends([at], signal))[0]?.offset ?? 0
+  let offset = Math.max(0, end - tail)
   while (!signal.aborted) {
-    for (const batch of await log.fetch([{ ...at, offset }], 1000, signal)) {
+    let fetched: readonly FetchedBatch[]
+    try {
+      fetched = await log.fetch([{ ...at, offset }], 1000, signal)
+    } catch (error) {
+      if (asFailure(error).code !== 'LOG_GAP' || offset >= end) throw error
+      offset = end - Math.floor((end - offset) / 2) // older records have expired
+      continue
+    }
+    for (const batch of fetched) {
       for (let i = 0; i < batch.count; i++) {
         const from = batch.bounds[4 * i + 2] ?? -1
         if (from < 0) continue

@@ -472,7 +472,7 @@ function isInRange(
   const values = schema.key.map((c) => printCell(schema, row, row[c]))
   return (from === undefined || compareKeys(values, from) >= 0) && (to === undefined || compareKeys(values, to) < 0)
 }
-function compareKeys(values: readonly (string | null)[], bound: string): number {
+export function compareKeys(values: readonly (string | null)[], bound: string): number {
   const bounds: unknown = JSON.parse(bound)
   const parts = Array.isArray(bounds) ? bounds.map(String) : [String(bounds)]
   for (const [i, part] of parts.entries()) {

@@ -2,6 +2,7 @@ import { setImmediate as turn } from 'node:timers/promises'
 import type { ChangeStream, Snapshot, Source, SourceEvent, TableReader } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import { comparePositions, origin, tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
+import { compareKeys } from './memory-sink.ts'
 import { Op, Tag, rowsOf, type Cell, type Rows, type Transaction } from '../../src/rows.ts'
 
 /** A row as text cells; null is NULL, undefined absent. */
@@ -50,7 +51,9 @@ type Content = ReadonlyMap<string, ReadonlyMap<string, MemoryRow>>
 export function memorySource(tables: readonly TableSchema[], clock: () => number = Date.now): MemoryDatabase {
   const content = new Map<string, Map<string, MemoryRow>>(tables.map(({ table }) => [tableName(table), new Map()]))
   const log: Entry[] = []
-  const snapshots = new Map<string, Content>()
+  const snapshots = new Map<string, { readonly content: Content; readonly rewrites: ReadonlyMap<string, number> }>()
+  /** How often each table was truncated: a copy under an older snapshot must not go on (H4). */
+  const rewrites = new Map<string, number>()
   const waiting = new Set<() => void>()
   const faults: MemoryFaults = {}
   let place = 0
@@ -75,7 +78,10 @@ export function memorySource(tables: readonly TableSchema[], clock: () => number
   }
   function perform(change: MemoryChange): MemoryRow | undefined {
     if (change.kind === 'truncate') {
-      for (const { table } of change.tables) rowsOfTable(table).clear()
+      for (const { table } of change.tables) {
+        rowsOfTable(table).clear()
+        rewrites.set(tableName(table), (rewrites.get(tableName(table)) ?? 0) + 1)
+      }
       return undefined
     }
     const rows = rowsOfTable(change.table.table)
@@ -101,7 +107,7 @@ export function memorySource(tables: readonly TableSchema[], clock: () => number
   function newSnapshot(): Snapshot {
     const position = advance()
     const id = `memory-${position}`
-    snapshots.set(id, view())
+    snapshots.set(id, { content: view(), rewrites: new Map(rewrites) })
     return { id, position, exact: true, [Symbol.asyncDispose]: async () => void snapshots.delete(id) }
   }
 
@@ -168,15 +174,39 @@ export function memorySource(tables: readonly TableSchema[], clock: () => number
 
   function reader(at: string): TableReader {
     const seen = (table: TableId): ReadonlyMap<string, MemoryRow> => {
-      const from = at === 'now' ? content : snapshots.get(at)
-      if (!from) throw new Failure('SNAPSHOT_LOST', { object: at })
-      return from.get(tableName(table)) ?? new Map()
+      if (at === 'now') return rowsOfTable(table)
+      const snapshot = snapshots.get(at)
+      if (!snapshot) throw new Failure('SNAPSHOT_LOST', { object: at })
+      const name = tableName(table)
+      if (snapshot.rewrites.get(name) !== rewrites.get(name)) throw new Failure('TABLE_REWRITTEN', { object: name })
+      return snapshot.content.get(name) ?? new Map()
     }
+    const keyText = (schema: TableSchema, row: MemoryRow): (string | null)[] => schema.key.map((c) => row[c] ?? null)
     return {
-      ranges: async ({ table }) => [{ table, estimatedRows: seen(table).size }],
-      async *rows(schema) {
-        const all = [...seen(schema.table).values()]
-        for (let from = 0; from < all.length; from += 1000) yield rowsOf(all.slice(from, from + 1000).map(cells))
+      async ranges(schema, rows) {
+        const { table } = schema
+        const all = seen(table)
+        const sorted = [...all.values()]
+          .map((row) => keyText(schema, row))
+          .sort((a, b) => compareKeys(a, JSON.stringify(b)))
+        const cuts = schema.key.length === 0 ? [] : sorted.filter((_, i) => i > 0 && i % rows === 0)
+        const bounds = [undefined, ...cuts.map((key) => JSON.stringify(key)), undefined]
+        return bounds.slice(1).map((to, i) => {
+          const from = bounds[i]
+          const estimatedRows = Math.min(rows, all.size - i * rows)
+          return { table, estimatedRows, ...(from !== undefined && { from }), ...(to !== undefined && { to }) }
+        })
+      },
+      async *rows(schema, { from, to }) {
+        const all = [...seen(schema.table).values()].filter((row) => {
+          const key = keyText(schema, row)
+          return (from === undefined || compareKeys(key, from) >= 0) && (to === undefined || compareKeys(key, to) < 0)
+        })
+        for (let i = 0; i < Math.max(1, all.length); i += 1000) {
+          await turn()
+          seen(schema.table)
+          yield rowsOf(all.slice(i, i + 1000).map(cells))
+        }
       },
       async lookup(schema, keys) {
         const rows = seen(schema.table)
