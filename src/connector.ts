@@ -103,6 +103,8 @@ export type Counter = { readonly name: string; readonly value: bigint }
 /** Changes go here. Every call may be repeated with the same arguments. */
 export interface Sink extends AsyncDisposable {
   check(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly Finding[]>
+  /** A blocker for each of these tables that holds rows already: a first copy would collide or mix with them. */
+  occupied?(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly Finding[]>
   /** Those of the tables that are there already. */
   present(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly TableId[]>
   /** Own tables, and as configured missing target tables: `before` what the copy needs, `after` what would slow it. Never drops. */

@@ -10,6 +10,7 @@ import type { Logger } from './logger.ts'
 import type { TableSchema } from './model.ts'
 import { partsOf, type Connectors } from './parts.ts'
 import { registeredTables } from './registry.ts'
+import { checkTarget } from './setup.ts'
 import type { Status } from './status.ts'
 
 /** The preflight, over everything that can be asked without writing. A server that does not answer is a finding too. */
@@ -53,7 +54,7 @@ export async function checkPipeline(
   })
   await ask('target', async () => {
     await using sink = await parts.sink(signal)
-    return await sink.check(tables, signal)
+    return await checkTarget(sink, tables, config.mode, signal)
   })
   await ask('log', async () => {
     // The embedded log belongs to the process that runs; opening it here could only be in its way.

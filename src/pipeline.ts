@@ -12,14 +12,14 @@ import type { ChangeLog } from './change-log/change-log.ts'
 import { schemasTopic } from './change-log/topics.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import { heartbeatPrefix, type Sink, type Snapshot, type Source } from './connector.ts'
-import { leases, type Lease, type Leases } from './coordinate/lease.ts'
+import { holder, leases, type Lease, type Leases } from './coordinate/lease.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
 import type { Logger } from './logger.ts'
 import { tableName, type Epoch, type Position, type TopicPartition } from './model.ts'
 import { partsOf, type Connectors, type Parts } from './parts.ts'
 import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'
-import { blockUnless, complete, setUp } from './setup.ts'
+import { complete, setUp } from './setup.ts'
 import { copyRound, type CopyParts, type Outcome } from './snapshot/copy.ts'
 import { runLoop } from './run-loop.ts'
 import { taskGroup } from './task-group.ts'
@@ -43,7 +43,7 @@ export type Controls = {
 
 /** Runs one pipeline under its lease; a second process of the same pipeline stands by until the lease is free. Resolves `complete` when a `full`
  *  pipeline has its consistent copy, `stopped` after `stop`; rejects with the first failure that no retry can help, when all tasks have ended.
- *  Until it has begun every failure counts: what hinders the start is for the operator to see, not to be waited out. */
+ *  Until it has begun, or stood by, every failure counts: what hinders the start is for the operator to see, not to be waited out. */
 export async function runPipeline(
   config: PipelineConfig,
   connectors: Connectors,
@@ -53,24 +53,33 @@ export async function runPipeline(
   const parts = await partsOf(config, connectors, log)
   await using store = await parts.store(signal)
   const own = leases(store, `${hostname()}/${process.pid}`)
-  let begun = false
+  let patient = false
   const asked = AbortSignal.any([stop, signal])
   const result = await runLoop<Ended | Failure>('pipeline', log, asked, async () => {
     const trail = watermarkTrail()
     const board = statusBoard(config.name, trail)
+    let running = false
+    const standsBy = (by: string | undefined): void => {
+      patient = true
+      log.info({ by }, 'another process runs this pipeline: standing by until it ends')
+      board.phase = 'standby'
+      watch(board.status())
+    }
     try {
       if ((await store.get('complete', signal)) !== undefined) return 'complete'
-      await using lease = await standBy(own, asked, signal)
+      await using lease = await standBy(own, store, asked, signal, standsBy)
+      if (board.phase === 'standby') log.info({}, 'taken over')
+      board.phase = 'starting'
       const common = { parts, store, trail, board, leases: own, epoch: lease.epoch }
       return await runUnder(
         common,
         { stop, signal: AbortSignal.any([signal, lease.signal]), watch },
-        () => (begun = true),
+        () => (patient = running = true),
       )
     } catch (error) {
-      if (stop.aborted && !signal.aborted && !begun) return 'stopped'
+      if (stop.aborted && !signal.aborted && !running) return 'stopped'
       const failure = asFailure(error)
-      const again = begun && failure.policy === 'retry'
+      const again = patient && failure.policy === 'retry'
       board.phase = again ? 'starting' : 'failed'
       board.failure = { failure, retrying: again }
       if (again) throw failure
@@ -84,18 +93,25 @@ export async function runPipeline(
 }
 
 /** The wait ends with `asked`; the lease goes on until `signal`, so that what is in hand at a stop is finished under it. */
-async function standBy(leases: Leases, asked: AbortSignal, signal: AbortSignal): Promise<Lease> {
-  for (;;) {
+async function standBy(
+  leases: Leases,
+  store: StateStore,
+  asked: AbortSignal,
+  signal: AbortSignal,
+  onWait: (by: string | undefined) => void,
+): Promise<Lease> {
+  for (let told = false; ; told = true) {
     asked.throwIfAborted()
     const lease = await leases.tryAcquire('capture', ttl, signal)
     if (lease !== undefined) return lease
+    if (!told) onWait(await holder(store, 'capture', signal))
     await sleep(ttl / 20, undefined, { signal: asked })
   }
 }
 
 async function runUnder(common: Common, { stop, signal, watch }: Controls, onBegin: () => void): Promise<Ended> {
   const { parts, store, board, trail } = common
-  const { config, log, filter } = parts
+  const { config, log } = parts
   const tasks = taskGroup(log, {
     stop,
     signal,
@@ -106,7 +122,6 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   await using changeLog = await parts.changeLog(beginning)
   await using source = await parts.source(store, beginning)
   await using sink = await parts.sink(beginning)
-  blockUnless(await source.check(filter, beginning))
   const { tables, snapshot } = await setUp(parts, { source, sink, store, changeLog }, beginning)
   onBegin()
   board.plan(tables)

@@ -11,25 +11,30 @@ export type Registered = { readonly schema: TableSchema; readonly route: Route; 
 
 const keyOf = (schema: TableSchema): string => `table/${tableName(schema.table)}`
 
-export function partitionsOf({ topic, partitions }: Route): readonly TopicPartition[] {
+export function partitionsOf({ topic, partitions }: Pick<Route, 'topic' | 'partitions'>): readonly TopicPartition[] {
   return Array.from({ length: partitions }, (_, partition) => ({ topic, partition }))
 }
 
 export async function registeredTables(store: StateStore, signal: AbortSignal): Promise<readonly Registered[]> {
-  return (await store.list('table/', signal)).map(({ value }) => value as Registered)
+  return (await store.list('table/', signal)).flatMap(({ value }) => (value as Registered | null) ?? [])
 }
 
 /** Compares what the source has with what was recorded, and records tables that are new: their ranges, topic, partitions and pinning are
- *  decided here, once. TABLE_CHANGED for a table that is not as recorded, TABLE_MISSING for one that is gone. */
+ *  decided here, once: until the pipeline has `begun` they are decided anew. TABLE_CHANGED for a table that is not as recorded, TABLE_MISSING for one that is gone. */
 export async function registerTables(
   pipeline: string,
   found: readonly TableSchema[],
   filter: TableFilter,
   store: StateStore,
   reader: TableReader,
-  { partitions, chunkRows }: { readonly partitions: number; readonly chunkRows: number },
+  {
+    partitions,
+    chunkRows,
+    begun,
+  }: { readonly partitions: number; readonly chunkRows: number; readonly begun: boolean },
   signal: AbortSignal,
 ): Promise<readonly Registered[]> {
+  if (!begun) await forgetTables(store, signal)
   const known = await registeredTables(store, signal)
   const byName = new Map(found.map((schema) => [tableName(schema.table), schema]))
   for (const { schema } of known) {
@@ -70,8 +75,18 @@ export async function registerTables(
     }
     fresh.push({ schema, route, plan })
   }
-  for (const table of fresh) await store.put(keyOf(table.schema), table, 0, signal)
+  const forgotten = new Map((await store.list('table/', signal)).map(({ key, revision }) => [key, revision]))
+  for (const table of fresh) {
+    const key = keyOf(table.schema)
+    await store.put(key, table, forgotten.get(key) ?? 0, signal)
+  }
   return [...known, ...fresh]
+}
+
+async function forgetTables(store: StateStore, signal: AbortSignal): Promise<void> {
+  for (const { key, value, revision } of await store.list('table/', signal)) {
+    if (value !== null) await store.put(key, null, revision, signal)
+  }
 }
 
 /** The next generation of a table's plan: its finished chunks no longer count. */

@@ -1,6 +1,7 @@
 import { controlTopic, schemasTopic } from './change-log/topics.ts'
 import type { ChangeLog, Topic } from './change-log/change-log.ts'
 import type { Finding, Sink, Snapshot, Source } from './connector.ts'
+import type { PipelineConfig } from './config/pipeline-config.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
 import { origin, tableName, type TableSchema } from './model.ts'
@@ -22,7 +23,11 @@ export async function setUp(
   signal: AbortSignal,
 ): Promise<Setup> {
   const { config, filter } = parts
+  // What was decided for a start that came to nothing is decided anew: its cause is what the operator has changed since.
+  const begun = (await store.get('begun', signal)) !== undefined
+  const sourceFindings = await source.check(filter, signal)
   const found = await source.tables(filter, signal)
+  blockUnless([...sourceFindings, ...(begun ? [] : await checkTarget(sink, found, config.mode, signal))])
   if (found.length === 0) {
     throw new Failure('TABLE_MISSING', {
       object: config.tables.include.join(', '),
@@ -32,9 +37,11 @@ export async function setUp(
   }
   const reader = await source.reader('now', signal)
   const limits = { partitions: config.log.partitions, chunkRows: config.snapshot.chunkRows }
-  const all = await registerTables(config.name, found, filter, store, reader, limits, signal)
+  const all = await registerTables(config.name, found, filter, store, reader, { ...limits, begun }, signal)
   await reader[Symbol.asyncDispose]()
-  await openTopics(changeLog, store, topicsOf(config.name, all), signal)
+  const topics = topicsOf(config.name, all)
+  await openTopics(changeLog, store, topics, begun, signal)
+  if (!begun) await demandEmpty(changeLog, topics, config.name, signal)
   const schemas = all.map(({ schema }) => schema)
   await sink.prepare([], 'before', undefined, signal)
   const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
@@ -43,14 +50,34 @@ export async function setUp(
   blockUnless(await sink.check(schemas, signal))
   const copying = config.mode !== 'incremental'
   for (const { schema, route } of open) {
-    if (copies.has(tableName(schema.table))) continue
+    if (begun && copies.has(tableName(schema.table))) continue
     const partitions = partitionsOf(route)
     await sink.setCopy({ table: schema.table, partitions, snapshot: origin, live: !copying }, 0, signal)
   }
   const snapshot = await source.retain(schemas, signal)
+  if (!begun) await store.put('begun', { tables: all.length }, 0, signal)
   if (copying) return { tables: all, snapshot }
   await snapshot?.[Symbol.asyncDispose]()
   return { tables: all, snapshot: undefined }
+}
+
+/** The preflight of a target; what no copy has begun to fill must be empty, unless the data are there already. */
+export async function checkTarget(
+  sink: Sink,
+  tables: readonly TableSchema[],
+  mode: PipelineConfig['mode'],
+  signal: AbortSignal,
+): Promise<readonly Finding[]> {
+  const findings = await sink.check(tables, signal)
+  if (mode === 'incremental' || sink.occupied === undefined || findings.some(({ level }) => level === 'blocker')) {
+    return findings
+  }
+  const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
+  const unfilled = tables.filter(({ table }) => {
+    const copy = copies.get(tableName(table))
+    return copy === undefined || (!copy.live && copy.done.length === 0)
+  })
+  return [...findings, ...(await sink.occupied(unfilled, signal))]
 }
 
 /** What slows a copy down and is made after it: the rest of the schema, where we make it, and counters. */
@@ -82,10 +109,11 @@ async function openTopics(
   changeLog: ChangeLog,
   store: StateStore,
   topics: readonly Topic[],
+  begun: boolean,
   signal: AbortSignal,
 ): Promise<void> {
   const stored = await store.get('topic-ids', signal)
-  const known = (stored?.value ?? {}) as Readonly<Record<string, string>>
+  const known = ((begun ? stored?.value : undefined) ?? {}) as Readonly<Record<string, string>>
   const recorded = topics.map((topic) => {
     const id = known[topic.name]
     return id === undefined ? topic : { ...topic, id }
@@ -95,6 +123,26 @@ async function openTopics(
   if (names.every((name) => known[name] !== undefined)) return
   const ids = Object.fromEntries(await changeLog.topicIds(names, signal))
   await store.put('topic-ids', { ...known, ...ids }, stored?.revision ?? 0, signal)
+}
+
+/** Before a pipeline has begun nothing of it is in the log: what is there is an earlier one's, and would be applied. */
+async function demandEmpty(
+  changeLog: ChangeLog,
+  topics: readonly Topic[],
+  pipeline: string,
+  signal: AbortSignal,
+): Promise<void> {
+  const all = topics.flatMap(({ name, partitions }) => partitionsOf({ topic: name, partitions }))
+  const filled = (await changeLog.ends(all, signal)).filter(({ offset }) => offset > 0)
+  const names = [...new Set(filled.map(({ topic }) => topic))]
+  if (names.length === 0) return
+  throw new Failure('TOPIC_MISMATCH', {
+    object: `topics ${names.slice(0, 5).join(', ')}${names.length > 5 ? ` and ${names.length - 5} more` : ''}`,
+    observed: 'they hold records of an earlier pipeline of this name',
+    needed: 'empty topics, or none',
+    effect: 'nothing was started',
+    next: `Delete the topics whose names begin with ${pipeline}. where nobody reads them, or change the pipeline name`,
+  })
 }
 
 export function topicsOf(pipeline: string, tables: readonly Registered[]): readonly Topic[] {

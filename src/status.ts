@@ -1,7 +1,8 @@
 import type { ErrorCode, Facts } from './errors.ts'
 import type { TableState } from './snapshot/table-state.ts'
 
-export type Phase = 'starting' | 'copying' | 'streaming' | 'stopping' | 'stopped' | 'complete' | 'failed'
+/** `standby`: another process runs the pipeline; this one takes over when that ends. */
+export type Phase = 'starting' | 'standby' | 'copying' | 'streaming' | 'stopping' | 'stopped' | 'complete' | 'failed'
 /** Lag that is not proved by a watermark is `unknown`, never ok. `idle`: caught up, and nothing happens at the source. */
 export type Verdict = 'ok' | 'behind' | 'idle' | 'unknown' | 'failed'
 export type TableStatus = {

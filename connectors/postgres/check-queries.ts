@@ -1,4 +1,8 @@
 import type pg from 'pg'
+import { qualified } from './queries.ts'
+
+/** Tables asked in one statement. */
+const occupiedAtOnce = 100
 
 export type ServerRow = {
   version: number
@@ -115,6 +119,22 @@ export async function selectObjects(
     [tables.map((table) => table.schema), tables.map((table) => table.name)],
   )
   return rows
+}
+
+/** Indexes of the tables that hold a row. All must be there and readable. */
+export async function selectOccupied(
+  client: pg.ClientBase,
+  tables: readonly { schema: string; name: string }[],
+): Promise<readonly number[]> {
+  const found: number[] = []
+  for (let from = 0; from < tables.length; from += occupiedAtOnce) {
+    const asked = tables
+      .slice(from, from + occupiedAtOnce)
+      .map((table, i) => `select ${from + i} as i where exists (select from only ${qualified(table)})`)
+    const { rows } = await client.query<{ i: number }>(asked.join(' union all '))
+    found.push(...rows.map(({ i }) => i))
+  }
+  return found
 }
 
 /** Categories (typcategory) of types by name; null where there is no such type. */

@@ -6,6 +6,7 @@ import {
   selectCategories,
   selectEnforcers,
   selectObjects,
+  selectOccupied,
   selectRights,
   selectServer,
   selectWriter,
@@ -66,6 +67,30 @@ export async function checkTarget(client: pg.Client, tables: readonly TableSchem
     )
     found.push(...(await checkPresent(client, server, tables)))
     return found
+  } catch (error) {
+    throw mapError(error)
+  }
+}
+
+/** A blocker for each of the tables that is there and holds rows. */
+export async function checkOccupied(client: pg.Client, tables: readonly TableSchema[]): Promise<readonly Finding[]> {
+  try {
+    const objects = await selectObjects(
+      client,
+      tables.map((schema) => schema.table),
+    )
+    const present = objects.filter((object) => object.oid !== null && object.kind === 'r')
+    return (await selectOccupied(client, present)).flatMap((index) => {
+      const table = present[index]
+      if (!table) return []
+      return finding(
+        'target.empty',
+        'blocker',
+        `${tableName(table)} holds rows already: the copy would collide or mix with them`,
+        'an empty table, or mode: incremental where the rows are the source’s own',
+        `TRUNCATE ${qualified(table)}; -- at the target, if nobody needs its rows`,
+      )
+    })
   } catch (error) {
     throw mapError(error)
   }

@@ -2,7 +2,7 @@ import type { Client } from 'pg'
 import type { Context, Sink } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import { tableName, type Checkpoint, type Epoch, type TableCopy } from '../../src/model.ts'
-import { checkTarget } from './check-target.ts'
+import { checkOccupied, checkTarget } from './check-target.ts'
 import { connect, type PostgresConfig } from './config.ts'
 import { controlConnection } from './control.ts'
 import { applyDdl } from './ddl.ts'
@@ -28,6 +28,7 @@ export async function openSink(config: PostgresConfig, { pipeline, log }: Contex
   await control.use(signal, async () => {})
   return {
     check: async (tables, given) => await control.use(given, async (client) => await checkTarget(client, tables)),
+    occupied: async (tables, given) => await control.use(given, async (client) => await checkOccupied(client, tables)),
     present: async (tables, given) =>
       await control.use(given, async (client) => {
         await targets.refresh(client)

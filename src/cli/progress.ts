@@ -127,7 +127,7 @@ export function renderFrame(
   paint: Paint,
 ): readonly string[] {
   // Before anything streams there is no lag to speak of.
-  const early = status.phase === 'starting' || status.phase === 'copying'
+  const early = status.phase === 'starting' || status.phase === 'standby' || status.phase === 'copying'
   const verdict = early ? [] : [renderVerdict(status, paint), lagText(status, now)]
   const lines = [[paint('bold', status.pipeline), status.phase, ...verdict, formatClock(seen.elapsed)].join('  ')]
   const copy = copyProgress(status.tables)

@@ -16,6 +16,12 @@ export interface Leases {
   tryAcquire(name: string, ttl: number, signal: AbortSignal): Promise<Lease | undefined>
 }
 
+/** Who has the lease, for people; undefined when it is free. */
+export async function holder(store: StateStore, name: string, signal: AbortSignal): Promise<string | undefined> {
+  const held = (await store.get(`lease/${name}`, signal))?.value as Held | undefined
+  return held === undefined || held.free ? undefined : held.owner
+}
+
 /** Milliseconds that never go back. */
 export type Clock = () => number
 /** Resolves after `ms`; rejects when `signal` aborts. */
