@@ -270,8 +270,10 @@ export async function compareTables(
     await client.query(`set timezone to 'UTC'`)
     const digests: string[] = []
     for (const table of tables) {
+      // A table may well have a column x, which would be compared alone.
       const { rows } = await client.query<{ digest: string }>(
-        `select count(*) || ' rows, md5 ' || coalesce(md5(string_agg(x::text, ',' order by x::text collate "C")), 'none') as digest from ${table} x`,
+        `select count(*) || ' rows, md5 ' || coalesce(md5(string_agg(whole_row::text, ',' order by whole_row::text collate "C")), 'none') as digest
+           from ${table} whole_row`,
       )
       digests.push(rows[0]?.digest ?? '')
     }
