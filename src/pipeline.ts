@@ -55,7 +55,7 @@ export async function runPipeline(
   const own = leases(store, `${hostname()}/${process.pid}`)
   let patient = false
   const asked = AbortSignal.any([stop, signal])
-  const result = await runLoop<Ended | Failure>('pipeline', log, asked, async () => {
+  const attempt = async (): Promise<Ended | Failure> => {
     const trail = watermarkTrail()
     const board = statusBoard(config.name, trail)
     let running = false
@@ -66,8 +66,9 @@ export async function runPipeline(
       watch(board.status())
     }
     try {
-      if ((await store.get('complete', signal)) !== undefined) return 'complete'
+      if (await isComplete(store, signal)) return (board.phase = 'complete')
       await using lease = await standBy(own, store, asked, signal, standsBy)
+      if (await isFinished(parts, store, signal)) return (board.phase = 'complete')
       if (board.phase === 'standby') log.info({}, 'taken over')
       board.phase = 'starting'
       const common = { parts, store, trail, board, leases: own, epoch: lease.epoch }
@@ -87,9 +88,35 @@ export async function runPipeline(
     } finally {
       watch(board.status())
     }
-  })
+  }
+  let result: Ended | Failure
+  try {
+    result = await runLoop('pipeline', log, asked, attempt)
+  } catch (error) {
+    if (stop.aborted && !signal.aborted) return 'stopped' // while it waited to try again
+    throw error
+  }
   if (result instanceof Failure) throw result
   return result
+}
+
+/** Written when the copy stands, before the source is told to forget us: who finds it not `released` does only that. */
+type Completion = { readonly tables: number; readonly released: boolean }
+
+async function isComplete(store: StateStore, signal: AbortSignal): Promise<boolean> {
+  return ((await store.get('complete', signal))?.value as Completion | undefined)?.released === true
+}
+
+/** Asked under the lease: the copy is complete, and nothing is kept for it at the source any more. */
+async function isFinished(parts: Parts, store: StateStore, signal: AbortSignal): Promise<boolean> {
+  const stored = await store.get('complete', signal)
+  if (stored === undefined) return false
+  const completion = stored.value as Completion
+  if (completion.released) return true
+  await using source = await parts.source(store, signal)
+  await source.release(signal)
+  await store.put('complete', { ...completion, released: true }, stored.revision, signal)
+  return true
 }
 
 /** The wait ends with `asked`; the lease goes on until `signal`, so that what is in hand at a stop is finished under it. */
@@ -128,9 +155,11 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   const partitions = tables.flatMap(({ route }) => partitionsOf(route))
   const run: Run = { ...common, changeLog, sink, tables, partitions, batchers: new Map(), halt: tasks.halt }
   tasks.start('capture', (signal) => captureTask(run, signal))
-  tasks.start('watermarks', (signal) =>
-    followWatermarks(changeLog, config.name, (record) => trail.add(record), AbortSignal.any([signal, tasks.halt])),
-  )
+  tasks.start('watermarks', async (signal) => {
+    trail.restart()
+    const until = AbortSignal.any([signal, tasks.halt])
+    await followWatermarks(changeLog, config.name, (record) => trail.add(record), until)
+  })
   tasks.start('heartbeat', (signal) => heartbeatTask(run, signal))
   tasks.start('status', (signal) => statusTask(run, watch, signal))
   share(partitions, config.apply.lanes).forEach((mine, i) =>
@@ -153,10 +182,10 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   await tasks.ended()
   board.phase = 'stopped'
   if (config.mode !== 'full' || !copied) return 'stopped'
-  await source.release(signal)
-  await store.put('complete', { tables: tables.length }, 0, signal)
-  board.phase = 'complete'
-  return 'complete'
+  const completion: Completion = { tables: tables.length, released: false }
+  await store.put('complete', completion, 0, signal)
+  await isFinished(parts, store, signal)
+  return (board.phase = 'complete')
 }
 
 type Ended = 'complete' | 'stopped'
