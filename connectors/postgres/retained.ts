@@ -136,6 +136,25 @@ function relationDifference(relation: Relation, recorded: PublishedRow, schema: 
     : 'its key columns changed'
 }
 
+/** Whether a publication that the operator made for us can serve: every kind of change of each table, whole, and of no other but a root of theirs. */
+export function serves(
+  publication: PublicationRow,
+  tables: readonly TableId[],
+  withRoots: readonly TableId[],
+): boolean {
+  const all = ['"puballtables": false', '"pubviaroot": false']
+  const kinds = ['insert', 'update', 'delete', 'truncate'].map((kind) => `"pub${kind}": true`)
+  if (![...all, ...kinds].every((option) => publication.options.includes(option))) return false
+  // Whole schemas beside the tables: whatever is created there would be in it.
+  if (!publication.options.endsWith('}0')) return false
+  const allowed = new Set(withRoots.map(tableName))
+  const there = new Set(publication.relations.map(tableName))
+  return (
+    publication.relations.every((row) => !row.filtered && allowed.has(tableName(row))) &&
+    tables.every((table) => there.has(tableName(table)))
+  )
+}
+
 /** The tables, and partitioned tables all of whose leaves are among them: a partition added later is then noticed. */
 export function withRoots(
   tables: readonly TableId[],

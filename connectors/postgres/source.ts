@@ -17,6 +17,7 @@ import {
   loadRetained,
   lookup,
   saveRetained,
+  serves,
   withRoots,
   type Retained,
 } from './retained.ts'
@@ -168,7 +169,11 @@ export async function openSource(
     const former = recorded
     const slot = await ask(selectSlot(control, name), signal, object)
     const existing = await ask(selectPublication(control, name, serverVersion), signal, publication)
-    if (!former && (slot || existing)) {
+    const plain = tables.map(({ table }) => table)
+    const ids = await withTheirRoots(plain, signal)
+    // Where our role may not make it, the operator did, as the preflight said.
+    const given = existing !== undefined && serves(existing, plain, ids)
+    if (!former && (slot || (existing && !given))) {
       throw new Failure('SLOT_IN_USE', {
         object: slot ? object : publication,
         observed: 'it exists, and this pipeline did not make it',
@@ -182,16 +187,16 @@ export async function openSource(
       await freeSlot(control, pipeline, name, performance.now() + takeOverMs, signal)
       await ask(dropSlot(control, name), signal, object)
     }
-    if (existing) await ask(dropPublication(control, name), signal, publication)
     // H9: a slot older than its publication cannot be decoded.
-    const ids = await withTheirRoots(
-      tables.map(({ table }) => table),
-      signal,
-    )
-    await ask(createPublication(control, name, ids), signal, publication)
+    if (existing && !given) await ask(dropPublication(control, name), signal, publication)
+    if (!given) await ask(createPublication(control, name, ids), signal, publication)
     const wanted = { config, pipeline, slot: name, temporary: false, serverVersion }
     const limitMs = options.snapshotLimitMs ?? snapshotLimitMs
-    const { system, consistentPoint, snapshot } = await openSlot(control, { ...wanted, limitMs }, signal)
+    const made = openSlot(control, { ...wanted, limitMs }, signal)
+    const { system, consistentPoint, snapshot } = await made.catch(async (error: unknown) => {
+      if (!given) await dropPublication(control, name).catch(() => {}) // the next attempt drops what is left
+      throw error
+    })
     try {
       const row = await published(signal)
       adopt(tables, row)
@@ -402,7 +407,10 @@ export async function openSource(
         if (!former) return
         await freeSlot(control, pipeline, name, performance.now() + takeOverMs, signal)
         await ask(dropSlot(control, name), signal, `slot ${name}`)
-        await ask(dropPublication(control, name), signal, publication)
+        await ask(dropPublication(control, name), signal, publication).catch((error: unknown) => {
+          if (!(error instanceof Failure) || error.code !== 'NO_RIGHTS') throw error
+          context.log.info({ publication: name }, 'the publication is left to its owner')
+        })
         await record({ ...former, state: 'released' }, signal)
         recorded = undefined
       }),

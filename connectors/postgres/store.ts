@@ -1,8 +1,10 @@
 import type { Context } from '../../src/connector.ts'
 import type { StateStore } from '../../src/coordinate/state-store.ts'
-import { connect, type PostgresConfig } from './config.ts'
+import { Failure } from '../../src/errors.ts'
+import { address, connect, type PostgresConfig } from './config.ts'
 import { controlConnection } from './control.ts'
 import { sqlState } from './errors.ts'
+import { ident } from './queries.ts'
 import { insertState, migrate, selectState, selectStates, updateState } from './sink-queries.ts'
 
 /** Small shared state in schema crossfade, under the pipeline's name. The schema is made by the first write: reading changes nothing. */
@@ -27,7 +29,7 @@ export async function openStore(
       ),
     put: async (key, value, expected, given) =>
       await control.use(given, async (client) => {
-        if (!migrated) await migrate(client)
+        if (!migrated) await migrate(client).catch((error: unknown) => refused(error, config))
         migrated = true
         const json = JSON.stringify(value)
         return expected === 0
@@ -36,6 +38,18 @@ export async function openStore(
       }),
     [Symbol.asyncDispose]: async () => await control.close(),
   }
+}
+
+function refused(error: unknown, config: PostgresConfig): never {
+  if (sqlState(error) !== '42501') throw error
+  throw new Failure('NO_RIGHTS', {
+    object: `schema crossfade at ${address(config)}`,
+    observed: error instanceof Error ? error.message : String(error),
+    needed: `${config.user} may create it, or owns it`,
+    effect: 'nothing was started',
+    next: `GRANT CREATE ON DATABASE ${ident(config.database)} TO ${ident(config.user)}; -- or, where the schema is there: GRANT ALL ON SCHEMA crossfade TO ${ident(config.user)};`,
+    cause: error,
+  })
 }
 
 async function orNone<T>(read: () => Promise<T>): Promise<T | undefined> {
