@@ -176,8 +176,9 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
       copied = (await copyTask(run, begin, signal)) === 'done'
       if (!copied) return
     }
-    if (config.mode === 'full') tasks.end()
-    else board.phase = 'streaming'
+    if (config.mode === 'full') return tasks.end()
+    board.observe({ copies: await sink.copies(signal) }) // without them no lag is proved
+    board.phase = 'streaming'
   })
   await tasks.ended()
   board.phase = 'stopped'

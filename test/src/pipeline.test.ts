@@ -1,0 +1,351 @@
+import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, beforeEach, test } from 'node:test'
+import type { Mode, PipelineConfig } from '../../src/config/pipeline-config.ts'
+import type { Connector, Source } from '../../src/connector.ts'
+import { memoryStore } from '../../src/coordinate/state-store.ts'
+import { asFailure, Failure } from '../../src/errors.ts'
+import { readStatus } from '../../src/inspect.ts'
+import { silent } from '../../src/logger.ts'
+import { tableName } from '../../src/model.ts'
+import { runPipeline } from '../../src/pipeline.ts'
+import type { Status } from '../../src/status.ts'
+import { noLeaks } from '../support/leaks.ts'
+import { memorySink } from '../support/memory-sink.ts'
+import { memorySource } from '../support/memory-source.ts'
+import { until } from '../support/processes.ts'
+import { items, orders, tables, writer } from './snapshot/memory-way.ts'
+
+noLeaks()
+
+let dir = ''
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), 'crossfade-pipeline-'))
+})
+afterEach(() => rmSync(dir, { recursive: true }))
+
+const unreachable = (): Failure => new Failure('SERVER_UNREACHABLE', { observed: 'injected' })
+
+/** What outlives a worker: both databases and the state store. Each `run` is a worker of its own. */
+function world() {
+  const database = memorySource(tables)
+  const sink = memorySink()
+  const store = memoryStore()
+  /** Runs before each call of the source that is named; what it throws is the call's. */
+  const hooks: { [call in 'tables' | 'release' | 'open' | 'snapshot']?: () => unknown } = {}
+  const calls = { release: 0, snapshot: 0, retain: 0 }
+  const openSource = (): Source => {
+    const source = database.open()
+    return {
+      ...source,
+      async tables(filter, signal) {
+        await hooks.tables?.()
+        signal.throwIfAborted()
+        return await source.tables(filter, signal)
+      },
+      async retain(schemas, signal) {
+        calls.retain++
+        return await source.retain(schemas, signal)
+      },
+      async snapshot(signal) {
+        calls.snapshot++
+        return await source.snapshot(signal)
+      },
+      async release(signal) {
+        await hooks.release?.()
+        calls.release++
+        await source.release(signal)
+      },
+    }
+  }
+  const connector: Connector = {
+    name: 'memory',
+    parse: (raw) => raw,
+    async openSource() {
+      await hooks.open?.()
+      return openSource()
+    },
+    openSink: async () => sink,
+    openStore: async () => store,
+  }
+  const config = (mode: Mode): PipelineConfig => ({
+    name: 'shop',
+    mode,
+    source: { type: 'memory' },
+    target: { type: 'memory' },
+    tables: { include: ['*.*'], exclude: [] },
+    log: { type: 'embedded', dir: join(dir, 'log'), partitions: 3 },
+    snapshot: { parallel: 2, chunkRows: 10, schema: 'auto' },
+    apply: { lanes: 2, batchRows: 100, batchBytes: 1e6 },
+    dir,
+  })
+  for (let n = 0; n < 25; n++) database.commit({ kind: 'insert', table: orders, row: [`${n}`, `o${n}`, null, '1'] })
+  for (let n = 0; n < 12; n++) database.commit({ kind: 'insert', table: items, row: [`${n}`, `i${n}`, 'large', '1'] })
+  const contents = (of: 'source' | 'target'): unknown =>
+    tables.map(({ table }) => (of === 'source' ? database : sink).rows(table).map(String).toSorted())
+  return {
+    database,
+    sink,
+    store,
+    hooks,
+    calls,
+    contents,
+    config,
+    async equal() {
+      await until(() => JSON.stringify(contents('target')) === JSON.stringify(contents('source')), 10_000)
+      assert.deepEqual(contents('target'), contents('source'))
+    },
+    status: async (mode: Mode) =>
+      await readStatus(config(mode), async () => connector, silent, AbortSignal.timeout(5000)),
+    run(mode: Mode) {
+      const stop = new AbortController()
+      const statuses: Status[] = []
+      const watch = (status: Status): void => void statuses.push(status)
+      const signal = AbortSignal.timeout(40_000)
+      const ended = runPipeline(config(mode), async () => connector, silent, { stop: stop.signal, signal, watch })
+      ended.catch(() => {}) // reported by whoever awaits it
+      return {
+        ended,
+        statuses,
+        async phase(phase: Status['phase']) {
+          const there = (): boolean => statuses.at(-1)?.phase === phase
+          const reached = await Promise.race([until(there, 15_000), ended.then(there)])
+          assert.ok(reached, `${statuses.at(-1)?.phase}, not ${phase}`)
+        },
+        async stop() {
+          stop.abort(new Failure('INTERRUPTED'))
+          return await ended
+        },
+      }
+    },
+  }
+}
+
+test('a full pipeline ends complete on one exact state of the source, and leaves nothing there', async () => {
+  const { run, contents, database, calls, status } = world()
+  const before = contents('source')
+  const { ended, statuses } = run('full')
+  assert.equal(await ended, 'complete')
+  assert.deepEqual(contents('target'), before)
+  assert.equal(statuses.at(-1)?.phase, 'complete')
+  assert.equal(calls.release, 1)
+  await assert.rejects(
+    database.open().changes('' as never, AbortSignal.timeout(1000)),
+    (error) => asFailure(error).code === 'SLOT_LOST',
+  )
+  assert.equal((await status('full')).phase, 'complete')
+})
+
+test('a full pipeline that is complete does nothing when it is run again', async () => {
+  const { run, contents, database, calls } = world()
+  await run('full').ended
+  const copied = contents('target')
+  database.commit({ kind: 'insert', table: orders, row: ['900', 'later', null, null] })
+  const again = run('full')
+  assert.equal(await again.ended, 'complete')
+  assert.equal(again.statuses.at(-1)?.phase, 'complete')
+  assert.deepEqual(contents('target'), copied)
+  assert.equal(calls.retain, 1)
+})
+
+test('a worker that stood by while a full pipeline was completed copies nothing again', async () => {
+  const { run, contents, database, calls, hooks } = world()
+  const entered = Promise.withResolvers<void>()
+  const go = Promise.withResolvers<void>()
+  hooks.tables = () => {
+    entered.resolve()
+    return go.promise
+  }
+  const first = run('full')
+  await entered.promise
+  const second = run('full')
+  await second.phase('standby')
+  go.resolve()
+  assert.equal(await first.ended, 'complete')
+  const copied = contents('target')
+  database.commit({ kind: 'insert', table: orders, row: ['900', 'later', null, null] })
+  assert.equal(await second.ended, 'complete')
+  assert.equal(calls.retain, 1)
+  assert.deepEqual(contents('target'), copied)
+})
+
+test('a release that fails is tried again, and the copy stays as it was', async () => {
+  const { run, contents, database, calls, hooks } = world()
+  let copied: unknown
+  hooks.release = () => {
+    if (copied !== undefined) return
+    copied = contents('target')
+    database.commit({ kind: 'insert', table: orders, row: ['900', 'later', null, null] })
+    throw unreachable()
+  }
+  assert.equal(await run('full').ended, 'complete')
+  assert.deepEqual(contents('target'), copied)
+  assert.deepEqual([calls.release, calls.retain], [1, 1])
+})
+
+test('a hybrid pipeline copies under changes, streams, stops, and goes on where it was', async () => {
+  const { run, equal, database, sink } = world()
+  const write = writer(database)
+  for (let worker = 0; worker < 3; worker++) {
+    const { phase, stop, statuses } = run('hybrid')
+    write()
+    await phase('streaming')
+    for (let n = 0; n < 20; n++) write()
+    await equal()
+    assert.equal(await stop(), 'stopped')
+    assert.equal(statuses.at(-1)?.phase, 'stopped')
+    for (let n = 0; n < 5; n++) write()
+  }
+  assert.ok([...sink.effects.values()].every((times) => times === 1))
+})
+
+test('lag is told once it is proved, and unknown while tables are copied', async () => {
+  const { run, equal } = world()
+  const { phase, stop, statuses } = run('hybrid')
+  await phase('streaming')
+  await equal()
+  assert.ok(await until(() => statuses.at(-1)?.lag.proved === true, 4000))
+  for (const { phase, lag, verdict } of statuses.filter((status) => status.phase !== 'streaming')) {
+    assert.deepEqual([lag.seconds, lag.proved, verdict], [null, false, 'unknown'], phase)
+  }
+  const last = statuses.at(-1)
+  assert.ok(last?.lag.proved && last.lag.seconds !== null && last.lag.seconds < 5)
+  assert.ok(last.tables.every(({ state, chunks, chunksDone }) => state === 'live' && chunksDone === chunks))
+  await stop()
+})
+
+test('an incremental pipeline copies nothing, and applies what changes from its start on', async () => {
+  const { run, database, sink } = world()
+  const { phase, stop } = run('incremental')
+  await phase('streaming')
+  database.commit({ kind: 'insert', table: orders, row: ['900', 'new', null, null] })
+  assert.ok(await until(() => sink.rows(orders.table).length > 0, 10_000))
+  assert.deepEqual(sink.rows(orders.table), [['900', 'new', null, null]])
+  assert.equal(await stop(), 'stopped')
+})
+
+test('a stop while it is set up ends it at once, and the next run begins', async () => {
+  const { run, hooks, equal } = world()
+  const entered = Promise.withResolvers<void>()
+  const held = Promise.withResolvers<void>()
+  hooks.tables = () => {
+    entered.resolve()
+    return held.promise
+  }
+  const first = run('hybrid')
+  await entered.promise
+  const stopped = first.stop()
+  held.resolve()
+  assert.equal(await stopped, 'stopped')
+  delete hooks.tables
+  const second = run('hybrid')
+  await second.phase('streaming')
+  await equal()
+  await second.stop()
+})
+
+test('what hinders the start ends it with its own error, and leaves the lease free', async () => {
+  const { run, hooks, equal } = world()
+  hooks.tables = () => {
+    throw unreachable()
+  }
+  const first = run('hybrid')
+  await assert.rejects(first.ended, (error) => asFailure(error).code === 'SERVER_UNREACHABLE')
+  assert.equal(first.statuses.at(-1)?.phase, 'failed')
+  assert.equal(first.statuses.at(-1)?.verdict, 'failed')
+  delete hooks.tables
+  const began = performance.now()
+  const second = run('hybrid')
+  await second.phase('streaming')
+  assert.ok(performance.now() - began < 4000, 'no lease had to run out')
+  await equal()
+  await second.stop()
+})
+
+test('tasks that fail are tried again, each by itself, and the rows are right', async () => {
+  const { run, database, sink, equal } = world()
+  const write = writer(database)
+  sink.inject('load', { kind: 'reject' })
+  sink.inject('apply', { kind: 'failAfterWrite' })
+  sink.inject('claim', { kind: 'reject' })
+  const { phase, stop, statuses } = run('hybrid')
+  for (let n = 0; n < 10; n++) write()
+  await phase('streaming')
+  database.cut(unreachable())
+  for (let n = 0; n < 10; n++) write()
+  sink.inject('apply', { kind: 'reject' }, 2)
+  await equal()
+  const told = statuses.flatMap(({ error }) => error ?? [])
+  assert.ok(told.length > 0 && told.every(({ code, retrying }) => code === 'SERVER_UNREACHABLE' && retrying))
+  assert.equal(await stop(), 'stopped')
+})
+
+test('a failure that no retry can help ends every task, and is the one that is told', async () => {
+  const { run, database, sink } = world()
+  const { phase, ended, statuses } = run('hybrid')
+  await phase('streaming')
+  sink.inject('apply', { kind: 'reject', error: new Failure('TARGET_DRIFTED', { object: 'public.orders' }) })
+  database.commit({ kind: 'insert', table: orders, row: ['900', 'new', null, null] })
+  await assert.rejects(ended, (error) => asFailure(error).code === 'TARGET_DRIFTED')
+  const last = statuses.at(-1)
+  assert.equal(last?.phase, 'failed')
+  assert.equal(last?.verdict, 'failed')
+  assert.deepEqual(last?.error && [last.error.code, last.error.retrying], ['TARGET_DRIFTED', false])
+  assert.ok(last?.tables.every(({ state }) => state === 'stopped'))
+})
+
+test('a lease that is lost is regained, and the next capture goes on', async () => {
+  const { run, database, store, sink, equal } = world()
+  const write = writer(database)
+  const { phase, stop, statuses } = run('hybrid')
+  await phase('streaming')
+  const signal = AbortSignal.timeout(20_000)
+  for (let taken = false; !taken;) {
+    const found = await store.get('lease/capture', signal)
+    const other = { owner: 'other', token: 'other', ttl: 1, free: true }
+    taken = (await store.put('lease/capture', other, found?.revision ?? 0, signal)) !== undefined
+  }
+  while (!statuses.some(({ error }) => error?.code === 'LEASE_LOST')) {
+    write()
+    await until(() => false, 100)
+  }
+  await phase('streaming')
+  write()
+  await equal()
+  const epochs = (await sink.checkpoints(signal)).map(({ captureEpoch }) => captureEpoch)
+  assert.ok(Math.min(...epochs) > 1, 'the successor writes under a higher epoch')
+  assert.equal(await stop(), 'stopped')
+})
+
+test('a stop while it waits to begin again ends it as stopped', async () => {
+  const { run, store, hooks } = world()
+  const { phase, stop, statuses } = run('hybrid')
+  await phase('streaming')
+  const signal = AbortSignal.timeout(20_000)
+  hooks.open = () => {
+    throw unreachable()
+  }
+  for (let taken = false; !taken;) {
+    const found = await store.get('lease/capture', signal)
+    const other = { owner: 'other', token: 'other', ttl: 1, free: true }
+    taken = (await store.put('lease/capture', other, found?.revision ?? 0, signal)) !== undefined
+  }
+  const failed = (status: Status | undefined): boolean =>
+    status?.phase === 'starting' && status.error?.code === 'SERVER_UNREACHABLE'
+  assert.ok(await until(() => failed(statuses.at(-1)), 10_000))
+  assert.equal(await stop(), 'stopped')
+})
+
+test('a table that was changed since it was recorded stops the pipeline before anything is captured', async () => {
+  const before = world()
+  const first = before.run('hybrid')
+  await first.phase('streaming')
+  await first.stop()
+  const stored = await before.store.get(`table/${tableName(orders.table)}`, AbortSignal.timeout(1000))
+  const old = stored?.value as { readonly schema: typeof orders }
+  const changed = { ...old, schema: { ...old.schema, columns: old.schema.columns.slice(1) } }
+  await before.store.put(`table/${tableName(orders.table)}`, changed, stored?.revision ?? 0, AbortSignal.timeout(1000))
+  await assert.rejects(before.run('hybrid').ended, (error) => asFailure(error).code === 'TABLE_CHANGED')
+})
