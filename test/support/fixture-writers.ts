@@ -32,7 +32,7 @@ export function startRandomWriters(url: string, list: readonly Writing[], seed: 
         if (!(error instanceof pg.DatabaseError) || !expected.has(error.code ?? ''))
           throw new Error(`transaction ${n}: ${String(error)}\n${list[n]?.join(';\n')}`, { cause: error })
       }
-      await sleep(5)
+      await sleep(12)
     }
   }
   return writersOf(
@@ -276,7 +276,7 @@ export const oddWriting: readonly Writing[] = [
   ],
   [
     // Seldom enough that a copy of the table fits between two.
-    'do $$ begin if random() < 0.04 then truncate public.no_key; end if; end $$',
+    'do $$ begin if random() < 0.05 then truncate public.no_key; end if; end $$',
     `insert into public.no_key values (1, 'after', 1.00), (1, 'after', 1.00)`,
   ],
 ]
