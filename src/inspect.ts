@@ -4,6 +4,7 @@ import { partitionBudget, routes } from './change-log/topics.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import { patternFindings } from './config/table-pattern.ts'
 import type { Finding } from './connector.ts'
+import { isRenewed } from './coordinate/lease.ts'
 import { memoryStore } from './coordinate/state-store.ts'
 import { asFailure, codes, type Failure } from './errors.ts'
 import type { Logger } from './logger.ts'
@@ -86,7 +87,7 @@ function described(error: unknown): Failure & { readonly next: string } {
   return Object.assign(failure, { next: failure.facts.next ?? codes[failure.code].next })
 }
 
-/** What can be known without the pipeline's process: state store, target and source are read, and nothing about lag is proved. */
+/** What can be known beside the pipeline's process or without one: state store, target and source are read, and nothing about lag is proved. */
 export async function readStatus(
   config: PipelineConfig,
   connectors: Connectors,
@@ -98,9 +99,18 @@ export async function readStatus(
   await using store = await parts.store(signal)
   await using sink = await parts.sink(signal)
   await using source = await parts.source(store, signal)
+  const copies = await sink.copies(signal)
   board.plan(await registeredTables(store, signal))
-  board.phase = (await store.get('complete', signal)) === undefined ? 'stopped' : 'complete'
-  board.observe({ copies: await sink.copies(signal), checkpoints: await sink.checkpoints(signal) })
-  board.observe({ health: await source.health(signal) })
+  board.observe({ copies, checkpoints: await sink.checkpoints(signal) })
+  if ((await store.get('complete', signal)) !== undefined) board.phase = 'complete'
+  else if (!(await isRenewed(store, 'capture', signal))) board.phase = 'stopped'
+  else board.phase = copies.length > 0 && copies.every(({ live }) => live) ? 'streaming' : 'copying'
+  try {
+    board.observe({ health: await source.health(signal) })
+  } catch (error) {
+    // Nothing is kept for a pipeline that never began or is complete; for any other it is what has gone wrong.
+    const nothing = board.phase === 'complete' || (await store.get('begun', signal)) === undefined
+    if (!nothing) board.failure = { failure: asFailure(error), retrying: board.phase !== 'stopped' }
+  }
   return board.status()
 }

@@ -370,6 +370,7 @@ export async function openSource(
       const kept = slot.restart_lsn === null ? undefined : Number(parseLsn(slot.wal_lsn) - parseLsn(slot.restart_lsn))
       return {
         position: insert,
+        slot: name,
         ...(kept === undefined ? {} : { retainedBytes: kept }),
         ...(slot.safe_wal_size === null ? {} : { safeBytes: Number(slot.safe_wal_size) }),
       }

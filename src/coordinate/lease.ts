@@ -22,6 +22,20 @@ export async function holder(store: StateStore, name: string, signal: AbortSigna
   return held === undefined || held.free ? undefined : held.owner
 }
 
+/** Whether the lease's holder lives: it renews within a third of its time, so the answer takes as long where nobody does. */
+export async function isRenewed(store: StateStore, name: string, signal: AbortSignal): Promise<boolean> {
+  const first = await store.get(`lease/${name}`, signal)
+  const { ttl, free } = (first?.value as Held | undefined) ?? { ttl: 0, free: true }
+  if (free) return false
+  const deadline = monotonic() + ttl / 2
+  while (monotonic() < deadline) {
+    await wait(100, signal)
+    const now = await store.get(`lease/${name}`, signal)
+    if (now?.revision !== first?.revision) return (now?.value as Held | undefined)?.free === false
+  }
+  return false
+}
+
 /** Milliseconds that never go back. */
 export type Clock = () => number
 /** Resolves after `ms`; rejects when `signal` aborts. */

@@ -104,11 +104,8 @@ describe('a start that cannot succeed', { ...needs('pg'), concurrency: 3 }, () =
     const slot = `crossfade_${pipeline.name}`
     await sql(pipeline.source, 'create publication others for all tables')
     await sql(pipeline.source, `select pg_create_logical_replication_slot('${slot}', 'pgoutput')`)
-    const other = new pg.Client({
-      connectionString: pipeline.source,
-      application_name: 'somebody else',
-      ...{ replication: 'database' },
-    })
+    const somebody = { connectionString: pipeline.source, application_name: 'somebody else', replication: 'database' }
+    const other = new pg.Client(somebody)
     other.on('error', () => {})
     await other.connect()
     other
