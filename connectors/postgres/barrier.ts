@@ -5,6 +5,7 @@ import {
   tableName,
   type Advance,
   type Barrier,
+  type Checkpoint,
   type Effect,
   type Mark,
 } from '../../src/model.ts'
@@ -12,7 +13,7 @@ import type { Rows } from '../../src/rows.ts'
 import { sqlState } from './errors.ts'
 import { RoundTripError } from './frontend.ts'
 import type { Session } from './lane-session.ts'
-import { appendGuard } from './ordered.ts'
+import { appendGuard, isGuardFailure } from './ordered.ts'
 import { ident, qualified } from './queries.ts'
 import { appendRekey } from './rekey.ts'
 import { arriveAt, finishBarrier, insertCheckpoints, selectPartitions } from './sink-queries.ts'
@@ -28,6 +29,8 @@ export async function arrive(
   const { client, pipeline } = session
   const at = advance.to
   if (barrier.effect.kind === 'rekey') await session.plan(barrier.effect.schema)
+  if (barrier.effect.kind === 'rekey' && barrier.partitions.length === 1)
+    return await alone(session, barrier.effect, barrier.mark, advance)
   const outcome = await session.durably(async () => {
     const [now] = await selectPartitions(client, pipeline, [at], true)
     if (!now || now.claim !== at.claim || now.hold !== at.hold || now.loose !== at.loose) return 'lost'
@@ -41,7 +44,7 @@ export async function arrive(
     if (!done) {
       const there = new Set(arrived.map(partitionName))
       if (!barrier.partitions.every((partition) => there.has(partitionName(partition)))) return 'waiting'
-      await perform(session, barrier, at.hold !== undefined || comparePositions(barrier.mark.position, at.loose) <= 0)
+      await perform(session, barrier, isLoose(at, barrier.mark))
       await finishBarrier(client, pipeline, barrier)
     }
     appendGuard(session, [advance])
@@ -50,6 +53,30 @@ export async function arrive(
   })
   if (outcome === 'done' && barrier.effect.kind === 'schema') await session.forget()
   return outcome
+}
+
+/** A move within one partition waits for nobody: it is one round trip under the guard, like a batch. */
+async function alone(session: Session, effect: Rekey, mark: Mark, advance: Advance): Promise<'done' | 'lost'> {
+  const { client, pipeline } = session
+  const { to, from } = advance
+  for (let attempt = 1; ; attempt++) {
+    try {
+      appendGuard(session, [advance])
+      await rekey(session, isLoose(to, mark), effect, mark, 1)
+      return 'done'
+    } catch (error) {
+      if (!isGuardFailure(error)) throw error
+      const [now] = await selectPartitions(client, pipeline, [to], false)
+      if (now?.claim !== to.claim) return 'lost'
+      if (now.offset === to.offset) return 'done' // the answer was lost
+      if (now.offset !== from || now.hold !== to.hold || now.loose !== to.loose || attempt === 3) return 'lost'
+    }
+  }
+}
+
+/** Whether the row of a change may be missing, as its table's copy stands. */
+function isLoose({ hold, loose }: Checkpoint, mark: Mark): boolean {
+  return hold !== undefined || comparePositions(mark.position, loose) <= 0
 }
 
 async function perform(session: Session, barrier: Barrier, mayMiss: boolean): Promise<void> {
@@ -64,7 +91,7 @@ async function perform(session: Session, barrier: Barrier, mayMiss: boolean): Pr
       return
     }
     case 'rekey':
-      await rekey(session, mayMiss, effect, barrier.mark)
+      await rekey(session, mayMiss, effect, barrier.mark, 0)
       return
     case 'schema': {
       await session.targets.refresh(client)
@@ -91,19 +118,21 @@ async function perform(session: Session, barrier: Barrier, mayMiss: boolean): Pr
 
 type Rekey = Extract<Effect, { kind: 'rekey' }>
 
-/** Moves one row to its new key and sets the cells that came; what did not come stays in the row. */
+/** Moves one row to its new key and sets the cells that came; what did not come stays in the row. `before`: statements of the same round trip that
+ *  stand before it. */
 async function rekey(
   session: Session,
   mayMiss: boolean,
   { schema, oldKey, newImage }: Rekey,
   mark: Mark,
+  before: number,
 ): Promise<void> {
   const plan = session.planned(schema)
   appendRekey(session.out, plan, rowOf(oldKey), rowOf(newImage), mayMiss, session.name)
   try {
     await session.send()
   } catch (error) {
-    if (error instanceof RoundTripError && sqlState(error.cause) === '22012')
+    if (error instanceof RoundTripError && error.completed === before && sqlState(error.cause) === '22012')
       throw new Failure('TARGET_DRIFTED', {
         object: tableName(schema.table),
         observed: `no row for change ${mark.position} ${mark.seq}`,

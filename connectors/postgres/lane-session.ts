@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util'
 import type { Client } from 'pg'
 import { Failure } from '../../src/errors.ts'
 import type { Logger } from '../../src/logger.ts'
@@ -64,7 +65,13 @@ const mostStatements = 1000
 export function session(client: Client, pipeline: string, log: Logger, targets: Targets, durable: string): Session {
   const out = new Output(1 << 16)
   const parses = new Output(1 << 12)
-  let plans = new Map<TableSchema, Plan>()
+  let plans = new Map<string, Plan[]>()
+  /** Schemas come from the log again and again as new objects that say the same. */
+  let bySchema = new WeakMap<TableSchema, Plan>()
+  const forgetPlans = (): void => {
+    plans = new Map()
+    bySchema = new WeakMap()
+  }
   let names = new Map<Statement, string>()
   let unparsed: { readonly name: string; readonly statement: Statement }[] = []
   let last = 0
@@ -83,17 +90,24 @@ export function session(client: Client, pipeline: string, log: Logger, targets: 
     targets,
     out,
     async plan(schema) {
-      const known = plans.get(schema)
-      if (known) return known
+      const seen = bySchema.get(schema)
+      if (seen) return seen
+      const name = tableName(schema.table)
+      const same = plans.get(name)?.find((plan) => isDeepStrictEqual(plan.schema, schema))
+      if (same) {
+        bySchema.set(schema, same)
+        return same
+      }
       if (!targets.get(schema.table)) await targets.refresh(client)
       const table = targets.get(schema.table)
-      if (!table) throw new Failure('TABLE_MISSING', { object: tableName(schema.table), observed: 'not at the target' })
+      if (!table) throw new Failure('TABLE_MISSING', { object: name, observed: 'not at the target' })
       const made = planTable(schema, table)
-      plans.set(schema, made)
+      plans.set(name, [...(plans.get(name) ?? []), made])
+      bySchema.set(schema, made)
       return made
     },
     planned(schema) {
-      const plan = plans.get(schema)
+      const plan = bySchema.get(schema)
       if (!plan)
         throw new Failure('BUG', { object: tableName(schema.table), observed: 'written before it was planned' })
       return plan
@@ -144,7 +158,7 @@ export function session(client: Client, pipeline: string, log: Logger, targets: 
       const abort = (): void => breakOff(client)
       signal.addEventListener('abort', abort, { once: true })
       try {
-        if (plans.size > mostStatements) plans = new Map()
+        if (plans.size > mostStatements) forgetPlans()
         if (names.size > mostStatements) await closeAll()
         return await work()
       } catch (error) {
@@ -156,7 +170,7 @@ export function session(client: Client, pipeline: string, log: Logger, targets: 
       }
     },
     async forget() {
-      plans = new Map()
+      forgetPlans()
       await targets.refresh(client)
     },
   }
