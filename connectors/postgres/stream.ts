@@ -45,7 +45,7 @@ export type StreamOptions = {
 
 const defaults = {
   statusIntervalMs: 5_000,
-  readAheadBytes: 16 << 20,
+  readAheadBytes: 4 << 20,
   silenceMs: 60_000,
   spool: { memoryBytes: 8 << 20, diskBytes: 64 * 2 ** 30 },
 }

@@ -23,7 +23,7 @@ export type Step =
 export interface Batcher {
   /** Where to read on; partitions standing at a barrier or a hold, or lost, are left out. What a pull brings counts only for the last call. */
   wanted(): readonly Offset[]
-  /** Enough for a batch has arrived: no pull beside the next apply. */
+  /** The byte bound has arrived: no pull beside the next apply. */
   readonly full: boolean
   /** A partition stands at a barrier, which will be offered or waits for others. */
   readonly atBarrier: boolean
@@ -212,7 +212,7 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
       return from
     },
     get full() {
-      return pendingRows >= limits.batchRows || arrived.images.at >= limits.batchBytes
+      return arrived.images.at >= limits.batchBytes
     },
     get atBarrier() {
       return partitions.values().some(({ stand }) => stand === 'barrier')

@@ -1,5 +1,5 @@
 /** Buffers by powers of two, each on memory of its own; what comes back is kept up to a bound, so that memory does not grow with the number of partitions. */
-const most = 64 * 1024 * 1024
+const most = 16 * 1024 * 1024
 const free: Buffer[][] = []
 let kept = 0
 

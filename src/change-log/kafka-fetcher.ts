@@ -15,9 +15,9 @@ import {
 } from './kafka-protocol.ts'
 import { damaged, readBatches } from './read-batches.ts'
 
-/** What one pull brings at most, in all and of a partition; a single larger batch comes whole. */
-const pullBytes = 4 * 1024 * 1024
-const partitionBytes = 1024 * 1024
+/** What one pull brings at most, in all and of a partition; a single larger batch comes whole. Compressed: in memory it may be many times as much, for each lane. */
+const pullBytes = 512 * 1024
+const partitionBytes = 256 * 1024
 /** With several leaders each is asked for this long, so that one with data is not held up by those without. */
 const turnWait = 100
 const retryWait = 100
