@@ -193,6 +193,7 @@ async function shopping(client: pg.Client, random: () => number, truncates: bool
        values ($1, 'moving', 'Moving', 5, (select string_agg(decode(md5(($1 + i)::text), 'hex'), '') from generate_series(1, 400) i)) on conflict do nothing`,
       [id],
     )
+    if (random() < 0.7) return
     await client.query(
       'update product set id = id + 1000000 where id = $1 and not exists (select from product where id = $1 + 1000000)',
       [id],
