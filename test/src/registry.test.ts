@@ -1,0 +1,108 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import type { TableFilter } from '../../src/connector.ts'
+import { memoryStore } from '../../src/coordinate/state-store.ts'
+import { asFailure, type ErrorCode } from '../../src/errors.ts'
+import type { TableSchema } from '../../src/model.ts'
+import { partitionsOf, registeredTables, registerTables, startOver } from '../../src/registry.ts'
+import { chunkId, missingChunks } from '../../src/snapshot/plan.ts'
+import { memorySource } from '../support/memory-source.ts'
+import { tableOf } from './apply/rows-for-tests.ts'
+
+const signal = AbortSignal.timeout(10_000)
+const orders = tableOf('orders')
+const items = tableOf('items')
+type Options = { readonly begun?: boolean; readonly partitions?: number; readonly include?: TableFilter }
+const store = () => {
+  const kept = memoryStore()
+  return {
+    kept,
+    register: async (found: readonly TableSchema[], options: Options = {}) => {
+      const { begun = true, partitions = 8, include = () => true } = options
+      const database = memorySource([orders, items, ...found])
+      for (let n = 0; n < 25; n++) database.commit({ kind: 'insert', table: orders, row: [`${n}`] })
+      const reader = await database.open().reader('now', signal)
+      const limits = { partitions, chunkRows: 10, begun }
+      return await registerTables('shop', found, include, kept, reader, limits, signal)
+    },
+  }
+}
+const fails = async (work: Promise<unknown>, code: ErrorCode, observed: RegExp): Promise<void> => {
+  await assert.rejects(work, (error) => {
+    const failure = asFailure(error)
+    assert.equal(failure.code, code)
+    assert.match(failure.facts.observed ?? '', observed)
+    return true
+  })
+}
+
+test('ranges, topic, partitions and pinning are decided once, and read again as they were', async () => {
+  const { kept, register } = store()
+  const first = await register([orders, items])
+  assert.deepEqual(
+    first.map(({ route, plan }) => [route.topic, partitionsOf(route).length, plan.ranges.length]),
+    [
+      ['shop.public.orders', 1, 3],
+      ['shop.public.items', 1, 1],
+    ],
+  )
+  const again = await register([items, orders], { partitions: 100 })
+  const sorted = (all: typeof first): unknown => all.toSorted((a, b) => (a.route.topic < b.route.topic ? -1 : 1))
+  assert.deepEqual(sorted(again), sorted(first))
+  assert.deepEqual(sorted(await registeredTables(kept, signal)), sorted(first))
+})
+
+test('a table that came later is recorded beside the others', async () => {
+  const { register } = store()
+  const [first] = await register([orders])
+  const both = await register([orders, items])
+  assert.deepEqual(both[0], first)
+  assert.equal(both[1]?.route.topic, 'shop.public.items')
+})
+
+test('a table that is gone, or no longer wanted, is named', async () => {
+  const { register } = store()
+  await register([orders, items])
+  await fails(register([orders]), 'TABLE_MISSING', /no longer at the source/)
+  await fails(register([orders], { include: () => false }), 'TABLE_MISSING', /no longer among tables.include/)
+})
+
+test('a table that was changed is named with what is different; its version alone is no change', async () => {
+  const { register } = store()
+  await register([orders, items])
+  await register([{ ...orders, version: 9 }, items])
+  const [id, ...rest] = orders.columns
+  if (id === undefined) throw new Error('no columns')
+  const less = { ...orders, columns: [id, ...rest.slice(1)] }
+  await fails(register([less, items]), 'TABLE_CHANGED', /^without a text$/)
+  const more = { ...orders, columns: [...orders.columns, { ...id, name: 'extra', nullable: true }] }
+  await fails(register([more, items]), 'TABLE_CHANGED', /^with extra bigint$/)
+  const other = { ...orders, columns: [{ ...id, type: 'integer' }, ...rest] }
+  await fails(register([other, items]), 'TABLE_CHANGED', /without id bigint not null; with id integer not null/)
+  await fails(register([{ ...orders, key: [1] }, items]), 'TABLE_CHANGED', /another key/)
+  await fails(register([{ ...orders, before: 'row' }, items]), 'TABLE_CHANGED', /replica identity/)
+})
+
+test('until the pipeline has begun everything is decided anew', async () => {
+  const { register } = store()
+  await register([orders, items], { begun: false })
+  const changed = { ...orders, key: [1] }
+  const all = await register([changed], { begun: false })
+  assert.deepEqual(
+    all.map(({ schema }) => schema),
+    [changed],
+  )
+  await fails(register([orders]), 'TABLE_CHANGED', /another key/)
+})
+
+test('a copy that starts over has the next generation, and none of its chunks counts as done', async () => {
+  const { kept, register } = store()
+  await register([orders])
+  await startOver(kept, orders, signal)
+  const [table] = await registeredTables(kept, signal)
+  if (table === undefined) throw new Error('gone')
+  assert.equal(table.plan.generation, 1)
+  const before = new Set([0, 1, 2].map((i) => chunkId(orders.table, 0, i)))
+  assert.equal(missingChunks(table.plan, before, '01' as never, true).length, 3)
+  await startOver(kept, items, signal) // never recorded: nothing to start over
+})
