@@ -93,13 +93,13 @@ function world() {
     calls,
     contents,
     config,
-    async equal() {
+    equal: async () => {
       await until(() => JSON.stringify(contents('target')) === JSON.stringify(contents('source')), 10_000)
       assert.deepEqual(contents('target'), contents('source'))
     },
     status: async (mode: Mode) =>
       await readStatus(config(mode), async () => connector, silent, AbortSignal.timeout(5000)),
-    run(mode: Mode) {
+    run: (mode: Mode) => {
       const stop = new AbortController()
       const statuses: Status[] = []
       const watch = (status: Status): void => void statuses.push(status)
@@ -109,12 +109,12 @@ function world() {
       return {
         ended,
         statuses,
-        async phase(phase: Status['phase']) {
+        phase: async (phase: Status['phase']) => {
           const there = (): boolean => statuses.at(-1)?.phase === phase
           const reached = await Promise.race([until(there, 15_000), ended.then(there)])
           assert.ok(reached, `${statuses.at(-1)?.phase}, not ${phase}`)
         },
-        async stop() {
+        stop: async () => {
           stop.abort(new Failure('INTERRUPTED'))
           return await ended
         },
