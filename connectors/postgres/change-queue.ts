@@ -21,7 +21,7 @@ export interface ChangeQueue {
   readonly empty: boolean
   /** Opens a transaction: what follows belongs to it, numbered from 0. */
   begin(position: Position, committedAt: number, id: string): void
-  /** One row message: old image [oldStart, oldEnd) and new one of `from`, copied; an empty one is none. `fill`: absent cells of the new one are taken from the old. */
+  /** One row message: old image [oldStart, oldEnd) and new one of `from`, copied; an empty one is none. `fill`: absent cells of the new one are taken from the old, where it has a value: an old key has none beside the key. */
   change(
     schema: TableSchema,
     op: number,
@@ -204,7 +204,8 @@ function newFilling(): Filling {
   }
 }
 
-/** Appends the new image with its absent cells taken from the old one in `out`; both were checked to have the same number of cells. */
+/** Appends the new image with its absent cells taken from the old one in `out`, unless they are null there: of an old key those beside the key are, and an
+ *  absent cell is never null. Both were checked to have the same number of cells. */
 function overlay(out: Output, from: Buffer, newStart: number, oldStart: number): void {
   const { bytes } = out
   const cells = from.readUInt16BE(newStart)
@@ -214,7 +215,7 @@ function overlay(out: Output, from: Buffer, newStart: number, oldStart: number):
   for (let left = cells; left > 0; left--) {
     const end = cellEnd(from, at)
     const oldEnd = cellEnd(bytes, oldAt)
-    if (from[at] === Tag.absent) out.at += bytes.copy(bytes, out.at, oldAt, oldEnd)
+    if (from[at] === Tag.absent && bytes[oldAt] !== Tag.null) out.at += bytes.copy(bytes, out.at, oldAt, oldEnd)
     else out.at += from.copy(bytes, out.at, at, end)
     at = end
     oldAt = oldEnd

@@ -206,9 +206,7 @@ class PgoutputDecoder implements Decoder {
     const oldStart = start
     let oldEnd = start
     let kind = message[at + 4]
-    let whole = false
     if (kind === TupleKind.key || kind === TupleKind.old) {
-      whole = kind === TupleKind.old
       oldEnd = this.#walk(message, oldStart, schema)
       kind = message[oldEnd]
       start = oldEnd + 1
@@ -216,8 +214,9 @@ class PgoutputDecoder implements Decoder {
     if (kind !== TupleKind.new) throw malformed('an update without a new row')
     this.#toEnd(message, start, schema)
     if (!schema) return
-    if (whole && message.readUInt16BE(oldStart) !== message.readUInt16BE(start)) throw malformed('rows of two widths')
-    this.#queue.change(schema, Op.update, message, oldStart, oldEnd, start, message.length, whole && this.#absent)
+    const fill = this.#absent && oldEnd > oldStart
+    if (fill && message.readUInt16BE(oldStart) !== message.readUInt16BE(start)) throw malformed('rows of two widths')
+    this.#queue.change(schema, Op.update, message, oldStart, oldEnd, start, message.length, fill)
   }
 
   #delete(message: Buffer, at: number): void {

@@ -185,6 +185,14 @@ test('fills absent cells of a new row from a whole old one', () => {
   )
 })
 
+test('fills an absent key of a new row from the old key, and nothing else', () => {
+  const { queue, decoder } = bench()
+  feed(decoder, [real.begin, real.relationA, '55000040054b00037400000001326e6e4e00037574000000017875'])
+  const [flat] = drain(queue)
+  assert.ok(flat?.kind === 'change')
+  assert.deepEqual([flat.old?.[0], flat.new], ['2', ['2', 'x', undefined]])
+})
+
 test('a table that is not as recorded stops at its first row, not before', () => {
   const failure = new Failure('TABLE_CHANGED', { object: 'public.a' })
   const { decoder } = bench({ lookup: () => failure })
