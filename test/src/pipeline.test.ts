@@ -34,7 +34,7 @@ function world() {
   const sink = memorySink()
   const store = memoryStore()
   /** Runs before each call of the source that is named; what it throws is the call's. */
-  const hooks: { [call in 'tables' | 'release' | 'open' | 'snapshot']?: () => unknown } = {}
+  const hooks: { [call in 'tables' | 'retain' | 'release' | 'open']?: () => unknown } = {}
   const calls = { release: 0, snapshot: 0, retain: 0 }
   const openSource = (): Source => {
     const source = database.open()
@@ -47,6 +47,7 @@ function world() {
       },
       async retain(schemas, signal) {
         calls.retain++
+        await hooks.retain?.()
         return await source.retain(schemas, signal)
       },
       async snapshot(signal) {
@@ -199,6 +200,19 @@ test('a hybrid pipeline copies under changes, streams, stops, and goes on where 
     for (let n = 0; n < 5; n++) write()
   }
   assert.ok([...sink.effects.values()].every((times) => times === 1))
+})
+
+test('every partition is held before the source begins to keep changes', async () => {
+  const { run, hooks, sink } = world()
+  const held: boolean[] = []
+  hooks.retain = async () => {
+    for (const { hold } of await sink.checkpoints(AbortSignal.timeout(1000))) held.push(hold !== undefined)
+  }
+  await run('full').ended
+  assert.deepEqual(
+    held,
+    tables.map(() => true),
+  )
 })
 
 test('lag is told once it is proved, and unknown while tables are copied', async () => {

@@ -53,7 +53,8 @@ test('a successor of the capture begins anew with a full vector, an older one is
   assert.equal(trail.latest?.position, positionOf(5), 'the vector before this epoch is not known to hold')
   trail.add(mark(7, true, ends(12, 25), 3))
   assert.equal(trail.latest?.position, positionOf(7))
-  trail.add(mark(7, true, ends(0, 0), 3))
+  trail.add({ ...mark(7, true, ends(0, 0), 3), committedAt: 1 })
+  assert.equal(trail.latest?.committedAt, 7000)
   trail.add(mark(6, true, ends(0, 0), 3))
   assert.equal(trail.applied(checkpoints(12, 24))?.position, positionOf(5))
 })
@@ -143,6 +144,17 @@ test('however many watermarks come while the target is behind, never more is pro
     }),
     { numRuns: 60 },
   )
+})
+
+test('while the target is behind, the proof is coarser, by little', () => {
+  const trail = watermarkTrail()
+  trail.add(mark(1, true, ends(1)))
+  for (let n = 2; n <= 5000; n++) trail.add(mark(n, false, ends(n)))
+  for (const reached of [100, 2500, 4000, 5000]) {
+    const proof = trail.applied(checkpoints(reached))
+    const behind = reached - Number.parseInt(proof?.position ?? '0', 16)
+    assert.ok(behind >= 0 && behind <= 16, `${behind} behind at ${reached}`)
+  }
 })
 
 test('what is kept while the target is behind is bounded', () => {

@@ -274,10 +274,17 @@ test('whoever drives a copy under an older epoch changes nothing', async () => {
   const holds = async (): Promise<unknown> =>
     (await way.sink.checkpoints(signal)).map((at) => [partitionName(at), at.hold])
   const held = await holds()
+  const steps: string[] = []
   await assert.rejects(
-    copyRound(way.parts(write), undefined, { epoch: 6, signal }, never),
+    copyRound(
+      way.parts((name) => steps.push(name)),
+      undefined,
+      { epoch: 6, signal },
+      never,
+    ),
     (error) => asFailure(error).code === 'FENCED',
   )
+  assert.ok(!steps.includes('before snapshot'), 'nor does it ask the source for a snapshot')
   assert.deepEqual(await way.sink.copies(signal), before)
   assert.deepEqual(await holds(), held)
   assert.equal(await copyRound(way.parts(write), undefined, { epoch: 8, signal }, never), 'done')
