@@ -32,6 +32,9 @@ export function watermarkTrail(): WatermarkTrail {
   let newest: Pending | undefined
   let proved: Proof | undefined
   let pending: Pending[] = []
+  /** Of this many watermarks one is kept, beside the newest; doubled when `most` are waiting. */
+  let stride = 1
+  let passedOver = 0
   const passed = (watermark: Pending, offsets: ReadonlyMap<string, number>): boolean =>
     watermark.full.every((end) => {
       const name = partitionName(end)
@@ -49,8 +52,12 @@ export function watermarkTrail(): WatermarkTrail {
       const { position, committedAt } = record
       const changed = new Map(record.full ? [] : record.ends.map((end) => [partitionName(end), end.offset]))
       newest = { position, committedAt, full, changed }
+      if (pending.length > 0 && ++passedOver < stride) pending.pop()
+      else passedOver = 0
       pending.push(newest)
-      if (pending.length > most) pending = pending.filter((_, i) => i % 2 === 1 || i === pending.length - 1)
+      if (pending.length <= most) return
+      pending = pending.filter((_, i) => i % 2 === 1 || i === pending.length - 1)
+      stride *= 2
     },
     restart() {
       full = undefined
@@ -73,6 +80,7 @@ export function watermarkTrail(): WatermarkTrail {
       if (reached !== undefined) {
         proved = { position: reached.position, committedAt: reached.committedAt }
         pending = pending.slice(low)
+        if (pending.length === 0) stride = 1
       }
       return proved
     },
