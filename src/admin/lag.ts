@@ -80,8 +80,8 @@ export function watermarkTrail(): WatermarkTrail {
       if (reached !== undefined) {
         proved = { position: reached.position, committedAt: reached.committedAt }
         pending = pending.slice(low)
-        if (pending.length === 0) stride = 1
       }
+      if (pending.length < most / 4) stride = 1 // the newest would move on for ever before it is reached
       return proved
     },
     stands(partitions, checkpoints, position) {

@@ -155,6 +155,11 @@ test('while the target is behind, the proof is coarser, by little', () => {
     const behind = reached - Number.parseInt(proof?.position ?? '0', 16)
     assert.ok(behind >= 0 && behind <= 16, `${behind} behind at ${reached}`)
   }
+  for (let n = 5001; n < 5020; n++) {
+    trail.add(mark(n, false, ends(n)))
+    const proof = trail.applied(checkpoints(n - 2))
+    if (n > 5010) assert.equal(proof?.position, positionOf(n - 2), 'close behind it is exact again')
+  }
 })
 
 test('what is kept while the target is behind is bounded', () => {
