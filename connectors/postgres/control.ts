@@ -1,4 +1,5 @@
 import type { Client } from 'pg'
+import { close } from './config.ts'
 import { mapError } from './errors.ts'
 
 export interface Control {
@@ -18,7 +19,7 @@ export function controlConnection(connect: (signal: AbortSignal) => Promise<Clie
     })
     const { rows } = await fresh.query<{ commit: string }>(`select current_setting('synchronous_commit') as commit`)
     if (rows[0]?.commit === 'off') await fresh.query('set synchronous_commit = on')
-    if (closed) await fresh.end()
+    if (closed) await close(fresh)
     return fresh
   }
   const run = async <T>(signal: AbortSignal, work: (client: Client) => Promise<T>): Promise<T> => {
@@ -48,7 +49,7 @@ export function controlConnection(connect: (signal: AbortSignal) => Promise<Clie
     async close() {
       closed = true
       await turn
-      await client?.end().catch(() => {})
+      if (client) await close(client)
     },
   }
 }

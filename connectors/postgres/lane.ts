@@ -5,6 +5,7 @@ import { partitionName, type Advance, type Checkpoint, type TopicPartition } fro
 import type { LaneBatch } from '../../src/rows.ts'
 import { slice } from './arrays.ts'
 import { arrive } from './barrier.ts'
+import { close } from './config.ts'
 import { mapError, sqlState } from './errors.ts'
 import { RoundTripError } from './frontend.ts'
 import type { Session } from './lane-session.ts'
@@ -35,7 +36,7 @@ export function openLane(session: Session): Lane {
       return bulkFormats(table)
     },
     async [Symbol.asyncDispose]() {
-      await client.end().catch(() => {})
+      await close(client)
     },
   }
 }

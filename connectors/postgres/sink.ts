@@ -3,7 +3,7 @@ import type { Context, Sink } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import { tableName, type Checkpoint, type Epoch, type TableCopy } from '../../src/model.ts'
 import { checkOccupied, checkTarget } from './check-target.ts'
-import { connect, type PostgresConfig } from './config.ts'
+import { close, connect, type PostgresConfig } from './config.ts'
 import { controlConnection } from './control.ts'
 import { applyDdl } from './ddl.ts'
 import { mapError, sqlState } from './errors.ts'
@@ -68,7 +68,7 @@ async function lane(
     await targets.refresh(client)
     return openLane(session(client, pipeline, log, targets, durable))
   } catch (error) {
-    await client.end().catch(() => {})
+    await close(client)
     throw mapError(error)
   }
 }

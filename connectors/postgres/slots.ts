@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type pg from 'pg'
 import type { Snapshot } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
-import { connect, type PostgresConfig } from './config.ts'
+import { close, connect, type PostgresConfig } from './config.ts'
 import { mapError, sqlState } from './errors.ts'
 import { parseLsn, snapshotPosition } from './position.ts'
 import {
@@ -52,18 +52,18 @@ export async function openSlot(control: pg.Client, options: SlotOptions, signal:
         position: snapshotPosition(consistentPoint),
         exact: true,
         async [Symbol.asyncDispose]() {
-          await holder.end()
+          await close(holder)
         },
       }
       return { system, consistentPoint, snapshot }
     } catch (error) {
-      await holder.end()
+      await close(holder)
       throw error
     }
   } catch (error) {
     throw slotFailure(error, slot)
   } finally {
-    await sender.end()
+    await close(sender)
   }
 }
 

@@ -6,7 +6,7 @@ import type { StateStore } from '../../src/coordinate/state-store.ts'
 import { Failure } from '../../src/errors.ts'
 import { origin, tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
 import { checkSource } from './check.ts'
-import { connect, replicationOptions, type PostgresConfig } from './config.ts'
+import { close, connect, replicationOptions, type PostgresConfig } from './config.ts'
 import { readDdl } from './ddl.ts'
 import { mapError, sqlState } from './errors.ts'
 import { lsnOf, parseLsn, positionOf, printLsn } from './position.ts'
@@ -80,11 +80,11 @@ export async function openSource(
   let turn: Promise<unknown> = Promise.resolve()
   const stop = new AbortController()
   const serverVersion = await ask(selectServerVersion(control), signal).catch(async (error: unknown) => {
-    await control.end()
+    await close(control)
     throw error
   })
   if (serverVersion < oldestServer) {
-    await control.end()
+    await close(control)
     throw new Failure('UNSUPPORTED', { object: 'source', observed: `version ${serverVersion}`, needed: '14 or later' })
   }
 
@@ -417,7 +417,7 @@ export async function openSource(
       }),
     async [Symbol.asyncDispose]() {
       stop.abort(new Failure('SERVER_UNREACHABLE', { object: 'source', observed: 'closed' }))
-      await control.end()
+      await close(control)
     },
   }
 }

@@ -94,6 +94,27 @@ describe('processes of one pipeline', { ...needs('pg'), concurrency: 3 }, () => 
     assert.equal((await next.stop()).code, 0)
   })
 
+  it('end by themselves at the first SIGINT where the target says nothing any more', async () => {
+    await using pipeline = await prepared()
+    const { port } = new URL(pipeline.target)
+    await using proxy = await startProxy(Number(port))
+    const target = new URL(pipeline.target)
+    target.port = String(proxy.port)
+    const worker = pipeline.run([], { TARGET_URL: target.href })
+    await untilEqual(pipeline, worker)
+    proxy.pause()
+    await insert(pipeline, 5001)
+    process.kill(worker.pid, 'SIGINT')
+    const silent = AbortSignal.timeout(30_000)
+    silent.addEventListener('abort', () => process.kill(worker.pid, 'SIGKILL'), { once: true })
+    const end = await worker.ended
+    assert.equal(end.code, 0, end.stderr)
+    proxy.resume()
+    const next = pipeline.run()
+    await untilEqual(pipeline, next)
+    assert.equal((await next.stop()).code, 0)
+  })
+
   it('end with 0 at SIGTERM while they stand by', async () => {
     await using pipeline = await prepared(10)
     const first = pipeline.run()
