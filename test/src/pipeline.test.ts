@@ -7,7 +7,7 @@ import type { Mode, PipelineConfig } from '../../src/config/pipeline-config.ts'
 import type { Connector, Source } from '../../src/connector.ts'
 import { memoryStore } from '../../src/coordinate/state-store.ts'
 import { asFailure, Failure } from '../../src/errors.ts'
-import { readStatus } from '../../src/inspect.ts'
+import { checkPipeline, readStatus } from '../../src/inspect.ts'
 import { silent } from '../../src/logger.ts'
 import { tableName } from '../../src/model.ts'
 import { runPipeline } from '../../src/pipeline.ts'
@@ -34,7 +34,7 @@ function world() {
   const sink = memorySink()
   const store = memoryStore()
   /** Runs before each call of the source that is named; what it throws is the call's. */
-  const hooks: { [call in 'tables' | 'retain' | 'release' | 'open']?: () => unknown } = {}
+  const hooks: { [call in 'tables' | 'retain' | 'retained' | 'release' | 'open']?: () => unknown } = {}
   const calls = { release: 0, snapshot: 0, retain: 0 }
   const openSource = (): Source => {
     const source = database.open()
@@ -48,7 +48,9 @@ function world() {
       async retain(schemas, signal) {
         calls.retain++
         await hooks.retain?.()
-        return await source.retain(schemas, signal)
+        const snapshot = await source.retain(schemas, signal)
+        await hooks.retained?.()
+        return snapshot
       },
       async snapshot(signal) {
         calls.snapshot++
@@ -100,6 +102,7 @@ function world() {
     },
     status: async (mode: Mode) =>
       await readStatus(config(mode), async () => connector, silent, AbortSignal.timeout(5000)),
+    check: async () => await checkPipeline(config('hybrid'), async () => connector, silent, AbortSignal.timeout(5000)),
     run: (mode: Mode) => {
       const stop = new AbortController()
       const statuses: Status[] = []
@@ -125,11 +128,18 @@ function world() {
 }
 
 test('a full pipeline ends complete on one exact state of the source, and leaves nothing there', async () => {
-  const { run, contents, database, calls, status } = world()
-  const before = contents('source')
+  const { run, contents, database, calls, status, hooks, sink } = world()
+  const write = writer(database)
+  let snapshot: unknown
+  hooks.retained = () => {
+    snapshot = contents('source')
+    for (let n = 0; n < 20; n++) write()
+  }
   const { ended, statuses } = run('full')
   assert.equal(await ended, 'complete')
-  assert.deepEqual(contents('target'), before)
+  assert.deepEqual(contents('target'), snapshot)
+  const checkpoints = await sink.checkpoints(AbortSignal.timeout(1000))
+  assert.ok(checkpoints.length > 0 && checkpoints.every(({ hold }) => hold !== undefined))
   assert.equal(statuses.at(-1)?.phase, 'complete')
   assert.equal(calls.release, 1)
   await assert.rejects(
@@ -362,4 +372,43 @@ test('a table that was changed since it was recorded stops the pipeline before a
   const changed = { ...old, schema: { ...old.schema, columns: old.schema.columns.slice(1) } }
   await before.store.put(`table/${tableName(orders.table)}`, changed, stored?.revision ?? 0, AbortSignal.timeout(1000))
   await assert.rejects(before.run('hybrid').ended, (error) => asFailure(error).code === 'TABLE_CHANGED')
+})
+
+test('some tables at the target and some not is for the operator to decide; all or none is decided once', async () => {
+  const { run, sink, store } = world()
+  const signal = AbortSignal.timeout(10_000)
+  await sink.prepare([orders], 'before', undefined, signal)
+  await assert.rejects(run('hybrid').ended, (error) => {
+    const { code, facts } = asFailure(error)
+    assert.equal(code, 'TARGET_SHAPE')
+    assert.match(`${facts.object} ${facts.observed}`, /public.items.* 2 of 3 tables are missing/)
+    return true
+  })
+  await sink.prepare(tables, 'before', undefined, signal)
+  const { phase, stop } = run('hybrid')
+  await phase('streaming')
+  await stop()
+  assert.equal((await store.get('schema-style', signal))?.value, 'none')
+})
+
+test('a topic that was made anew under its old name is not taken for the log', async () => {
+  const { run } = world()
+  const first = run('hybrid')
+  await first.phase('streaming')
+  await first.stop()
+  rmSync(join(dir, 'log'), { recursive: true })
+  await assert.rejects(run('hybrid').ended, (error) => asFailure(error).code === 'TOPIC_MISMATCH')
+})
+
+test('the preflight tells of a server that does not answer as a finding, beside the others', async () => {
+  const { check, hooks } = world()
+  assert.ok((await check()).every(({ level }) => level !== 'blocker'))
+  hooks.open = () => {
+    throw unreachable()
+  }
+  const findings = await check()
+  const blocker = findings.find(({ level }) => level === 'blocker')
+  assert.equal(blocker?.id, 'source')
+  assert.match(blocker?.observed ?? '', /^SERVER_UNREACHABLE: injected/)
+  assert.ok((blocker?.remedy ?? '').length > 10)
 })
