@@ -119,10 +119,17 @@ function wireEffect(effect: Effect): WireEffect {
   return effect satisfies never
 }
 
+/** Whether a value is framed as a control record; what others wrote to our topics is not. */
+export function isControl(value: Uint8Array): boolean {
+  const { byteOffset, length } = value
+  if (length < 5 || value[0] !== 0) return false
+  return new DataView(value.buffer, byteOffset, length).getUint32(1) === controlSchemaId
+}
+
 /** From the framed value. The result owns its memory. Throws LOG_DAMAGED at bytes that are no control record. */
 export function decodeControl(value: Uint8Array): ControlRecord {
   const bytes = Buffer.from(value.buffer, value.byteOffset, value.length)
-  if (bytes.length < 5 || bytes[0] !== 0 || bytes.readUInt32BE(1) !== controlSchemaId) throw damaged()
+  if (!isControl(bytes)) throw damaged()
   let wire: WireControl
   try {
     wire = controlType.fromBuffer(bytes.subarray(5))

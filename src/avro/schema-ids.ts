@@ -108,9 +108,15 @@ function schemaRecord(id: number, subject: string, avro: object): SchemaRecord {
 const stored = z.object({ id: z.int(), subject: z.string(), schema: z.string() })
 const named = z.looseObject({ name: z.string(), crossfade: z.unknown().optional() })
 
+/** As `schemaRecord` writes it. */
+const keyText = /^\{"id":\d+\}$/
+
+/** Undefined: no record of ours; others may have written to the topic. */
 function readRecord(batch: FetchedBatch, i: number): { id: number; avro: object; envelope: boolean } | undefined {
+  const keyStart = batch.bounds[4 * i] ?? -1
   const start = batch.bounds[4 * i + 2] ?? -1
-  if (start < 0) return undefined
+  if (keyStart < 0 || start < 0) return undefined
+  if (!keyText.test(Buffer.from(batch.bytes.subarray(keyStart, batch.bounds[4 * i + 1])).toString())) return undefined
   const text = Buffer.from(batch.bytes.subarray(start, batch.bounds[4 * i + 3])).toString()
   try {
     const { id, schema } = stored.parse(JSON.parse(text))

@@ -1,4 +1,4 @@
-import { decodeControl } from '../avro/control.ts'
+import { decodeControl, isControl } from '../avro/control.ts'
 import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
 import { controlTopic } from '../change-log/topics.ts'
 import type { ChangeStream, Source, SourceEvent } from '../connector.ts'
@@ -90,7 +90,9 @@ export async function readTail(
       for (let i = 0; i < batch.count; i++) {
         const start = batch.bounds[4 * i + 2] ?? -1
         if (start < 0) continue
-        const record = decodeControl(batch.bytes.subarray(start, batch.bounds[4 * i + 3]))
+        const value = batch.bytes.subarray(start, batch.bounds[4 * i + 3])
+        if (!isControl(value)) continue
+        const record = decodeControl(value)
         if (record.epoch < epoch) continue
         epoch = record.epoch
         if (record.kind !== 'watermark') continue

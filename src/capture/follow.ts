@@ -1,4 +1,4 @@
-import { decodeControl } from '../avro/control.ts'
+import { decodeControl, isControl } from '../avro/control.ts'
 import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
 import { controlTopic } from '../change-log/topics.ts'
 import { asFailure } from '../errors.ts'
@@ -30,7 +30,9 @@ export async function followWatermarks(
       for (let i = 0; i < batch.count; i++) {
         const from = batch.bounds[4 * i + 2] ?? -1
         if (from < 0) continue
-        const record = decodeControl(batch.bytes.subarray(from, batch.bounds[4 * i + 3]))
+        const value = batch.bytes.subarray(from, batch.bounds[4 * i + 3])
+        if (!isControl(value)) continue
+        const record = decodeControl(value)
         if (record.kind === 'watermark') seen(record)
       }
       offset = batch.next

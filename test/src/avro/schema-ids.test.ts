@@ -82,9 +82,19 @@ test('records that are no schemas, or under an id not theirs, are refused', asyn
     JSON.stringify({ id: 5, subject: 's', schema: '"string"' }),
   ]) {
     await using log = await openLog()
-    await append(log, [{ key: Buffer.from('k'), value: Buffer.from(value) }])
+    await append(log, [{ key: Buffer.from('{"id":5}'), value: Buffer.from(value) }])
     await assert.rejects(schemaReader(log, topic, { wait: 300 }).load(5, signal), { code: 'LOG_DAMAGED' })
   }
+})
+
+test('what others wrote to the topic is passed over', async () => {
+  await using log = await openLog()
+  const orders = table('orders')
+  await append(log, [{ key: Buffer.from('theirs'), value: Buffer.from('{') }])
+  await append(log, schemaWriter().encoder(orders).fresh)
+  const reader = schemaReader(log, topic)
+  await reader.load(idOf(orders), signal)
+  assert.deepEqual(reader.decoder(idOf(orders))?.schema, orders)
 })
 
 test('loading ends when its signal does', async () => {

@@ -133,6 +133,17 @@ test('the tail tells the highest epoch and the newest watermark that counts', as
   assert.deepEqual([tail.epoch, tail.watermark?.position, tail.watermark?.epoch], [5, positionOf(32), 3])
 })
 
+test('what others wrote to the control topic is passed over', async () => {
+  const log = await logWith()
+  await append(log, watermark(1, 7))
+  const theirs = batchBuilder({ compress: false })
+  theirs.add(Buffer.from('k{"hello":1}'), 0, 1, 1, 12, 0)
+  theirs.add(Buffer.from('k'), 0, 1, 1, 1, 0)
+  await log.append([theirs.finish(control.topic, 0)], signal)
+  const { epoch, watermark: newest } = await readTail(log, 'shop', signal)
+  assert.deepEqual([epoch, newest?.position], [1, positionOf(7)])
+})
+
 test('records of the tail that have expired are not needed', async () => {
   const log = await logWith()
   for (let n = 1; n <= 40; n++) await append(log, watermark(1, n))

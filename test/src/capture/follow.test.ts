@@ -3,6 +3,7 @@ import { test } from 'node:test'
 import { encodeControl } from '../../../src/avro/control.ts'
 import { followWatermarks } from '../../../src/capture/follow.ts'
 import { createOutbox } from '../../../src/capture/outbox.ts'
+import { batchBuilder } from '../../../src/change-log/record-batch.ts'
 import { controlTopic } from '../../../src/change-log/topics.ts'
 import type { Position } from '../../../src/model.ts'
 import { memoryLog, type MemoryLog } from '../../support/memory-log.ts'
@@ -54,6 +55,16 @@ test('watermarks of the tail are seen, then those written from now on, in order 
   const seen = await follow(log, (so) => so.length >= 6)
   await writing
   assert.deepEqual(seen, [1, 2, 3, 4, 5, 6].map(positionOf))
+})
+
+test('what others wrote to the topic is passed over', async () => {
+  const log = await control()
+  await log.write(1)
+  const theirs = batchBuilder({ compress: false })
+  theirs.add(Buffer.from('khello'), 0, 1, 1, 6, 0)
+  await log.append([theirs.finish(at.topic, 0)], signal)
+  await log.write(2)
+  assert.deepEqual(await follow(log, (so) => so.length >= 2), [1, 2].map(positionOf))
 })
 
 test('records that expired at the beginning are passed over', async () => {
