@@ -57,8 +57,10 @@ describe('what goes away and comes back', { ...needs('pg', 'kafka'), timeout: 60
     },
   }
 
-  /** With a SIGTERM, unlike above. */
-  const restartBroker = async (): Promise<void> => await cluster.restart()
+  const killBroker = async (): Promise<void> => {
+    await cluster.kill9()
+    await cluster.restart()
+  }
 
   async function prepared(name: string, log: string, more: string): Promise<Scene> {
     const [from, to] = [await source.createDatabase(`${name}_source`), await target.createDatabase(`${name}_target`)]
@@ -102,12 +104,12 @@ describe('what goes away and comes back', { ...needs('pg', 'kafka'), timeout: 60
     assert.equal(end.code, 0, end.stderr)
   })
 
-  const rows = 200_000
-  const some = ['the source, killed', 'the target, killed', 'the broker, restarted', 'the way to both, cut']
+  const rows = 60_000
+  const some = ['the source, killed', 'the target, killed', 'the broker, killed', 'the way to both, cut']
   some.forEach((what, i) => {
     it(`is waited for while tables are copied: ${what}`, async (t) => {
       const log = what.startsWith('the broker') ? kafkaLog : '{ type: embedded, partitions: 2 }'
-      await using pipeline = await prepared(`copying${i}`, log, 'snapshot: { parallel: 2, chunkRows: 2000 }')
+      await using pipeline = await prepared(`copying${i}`, log, 'snapshot: { parallel: 2, chunkRows: 600 }')
       await createThings(pipeline.source, rows)
       const worker = start(pipeline)
       const chunks = async (): Promise<number> => {
@@ -119,8 +121,8 @@ describe('what goes away and comes back', { ...needs('pg', 'kafka'), timeout: 60
       }
       await until(async () => ((await chunks()) >= 5 ? [] : ['nothing copied yet']), { seconds: 90, worker })
       const copied = await chunks()
-      await (hurts[what] ?? restartBroker)()
-      assert.ok(copied < rows / 2000, 'the copy was over')
+      await (hurts[what] ?? killBroker)()
+      assert.ok(copied < rows / 600, 'the copy was over')
       await sql(
         pipeline.source,
         `update thing set name = name || '!' where id % 100 = 0; delete from thing where id < 50`,
