@@ -27,6 +27,8 @@ export type RelationRow = {
   relforcerowsecurity: boolean
   rows: number
   extension: string | null
+  /** Has a column that is not generated. */
+  filled: boolean
   /** Root first. */
   ancestors: { schema: string; name: string }[] | null
   parents: { schema: string; name: string }[] | null
@@ -43,6 +45,8 @@ export async function selectRelations(client: pg.ClientBase): Promise<readonly R
            (select x.extname from pg_depend d join pg_extension x on x.oid = d.refobjid
              where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.refclassid = 'pg_extension'::regclass
                and d.deptype = 'e' limit 1) as extension,
+           exists (select from pg_attribute f
+                    where f.attrelid = c.oid and f.attnum > 0 and not f.attisdropped and f.attgenerated = '') as filled,
            case when c.relispartition then
              (select json_agg(json_build_object('schema', an.nspname, 'name', a.relname) order by p.level desc)
                 from pg_partition_ancestors(c.oid) with ordinality p (oid, level)

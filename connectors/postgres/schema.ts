@@ -101,7 +101,7 @@ const identities: Readonly<Record<string, CatalogTable['replicaIdentity']>> = {
 /**
  * Tables with rows of their own that the filter names: plain ones and leaf partitions, ordered by schema and name. A leaf
  * is in if the filter takes its own name or that of a partitioned table above it. Not in: catalogs, schema crossfade,
- * temporary, unlogged, foreign and extensions' tables (`readLeftOut` names those).
+ * temporary, unlogged, foreign and extensions' tables, and those without a column to copy (`readLeftOut` names those).
  */
 export async function readCatalog(client: pg.ClientBase, filter: TableFilter): Promise<readonly CatalogTable[]> {
   try {
@@ -144,6 +144,7 @@ function leftOutBecause(row: RelationRow): string | undefined {
   if (row.relpersistence === 't') return 'a temporary table'
   if (row.relpersistence === 'u') return 'an unlogged table: its changes are not in the write-ahead log'
   if (row.extension !== null) return `a table of extension ${row.extension}`
+  if (!row.filled) return 'a table without columns, or with generated ones alone: a row of it holds nothing'
   return undefined
 }
 

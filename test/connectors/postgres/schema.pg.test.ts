@@ -165,7 +165,7 @@ for (const version of [18, 14] as const) {
         create schema parts; create table parts.root (k int, d date, primary key (d, k)) partition by range (d);
         create table parts.y2020 partition of parts.root for values from ('2020-01-01') to ('2021-01-01') partition by list (k);
         create table parts.leaf partition of parts.y2020 for values in (1);
-        create unlogged table parts.quick (a int); create temporary table temp1 (a int); create view parts.v as select 1 as a;
+        create unlogged table parts.quick (a int); create table parts.bare (); create temporary table temp1 (a int); create view parts.v as select 1 as a;
         create schema crossfade; create table crossfade.own (a int)`)
       const names = async (filter: (id: TableId) => boolean): Promise<string[]> =>
         (await readCatalog(client, filter)).map((found) => found.table.name)
@@ -178,6 +178,10 @@ for (const version of [18, 14] as const) {
         ['root', 'y2020'],
       )
       assert.deepEqual(await readLeftOut(client, (id) => id.schema === 'parts'), [
+        {
+          table: { schema: 'parts', name: 'bare' },
+          reason: 'a table without columns, or with generated ones alone: a row of it holds nothing',
+        },
         {
           table: { schema: 'parts', name: 'quick' },
           reason: 'an unlogged table: its changes are not in the write-ahead log',
