@@ -1,4 +1,3 @@
-import { hostname } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { applyLane } from './apply/apply.ts'
 import { createBatcher, type Batcher } from './apply/batcher.ts'
@@ -21,12 +20,13 @@ import { partsOf, type Connectors, type Parts } from './parts.ts'
 import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'
 import { complete, setUp } from './setup.ts'
 import { copyRound, type CopyParts, type Outcome } from './snapshot/copy.ts'
+import { hasEnded, hostAndPid, thisProcess } from './process-identity.ts'
 import { runLoop } from './run-loop.ts'
 import { taskGroup } from './task-group.ts'
 import type { Status } from './status.ts'
 
-/** Milliseconds a lease lives without renewal: as long does a successor wait for a worker that was killed. */
-const ttl = 6000
+/** Milliseconds a lease lives without renewal: so long may the state store be away, and so long does a successor on another machine wait. */
+const ttl = 15_000
 const heartbeatEvery = 1000
 const sampleEvery = 500
 const maxWait = 500
@@ -52,7 +52,7 @@ export async function runPipeline(
 ): Promise<Ended> {
   const parts = await partsOf(config, connectors, log)
   await using store = await parts.store(signal)
-  const own = leases(store, `${hostname()}/${process.pid}`)
+  const own = leases(store, thisProcess(), { hasEnded })
   let patient = false
   const asked = AbortSignal.any([stop, signal])
   const attempt = async (): Promise<Ended | Failure> => {
@@ -61,7 +61,7 @@ export async function runPipeline(
     let running = false
     const standsBy = (by: string | undefined): void => {
       patient = true
-      log.info({ by }, 'another process runs this pipeline: standing by until it ends')
+      log.info({ by: by && hostAndPid(by) }, 'another process runs this pipeline: standing by until it ends')
       board.phase = 'standby'
       watch(board.status())
     }

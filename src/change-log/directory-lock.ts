@@ -1,26 +1,23 @@
 import { link, open, readdir, readFile, rename, unlink, writeFile } from 'node:fs/promises'
-import { readFileSync } from 'node:fs'
-import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { Failure } from '../errors.ts'
 import type { Epoch } from '../model.ts'
+import { hasEnded, hostAndPid, thisProcess } from '../process-identity.ts'
 
 /** The right to write in a directory. `epoch`: higher for each holder. */
 export interface DirectoryLock {
   readonly epoch: Epoch
   release(): Promise<void>
 }
-type Holder = { readonly host: string; readonly pid: number; readonly start: string }
 
 const pattern = /^holder-(\d+)$/
 const released = 'released'
 
 /**
  * Takes a directory for this process. Holders are numbered files: the highest number holds, and only one process can make the next one, which it does
- * once the last holder is gone (by process id and start time, so a reused id does not count). LOG_IN_USE if it lives, or is on another machine.
+ * once the last holder is gone (as `hasEnded` knows). LOG_IN_USE if it lives, or is on another machine.
  */
 export async function lockDirectory(dir: string): Promise<DirectoryLock> {
-  const me: Holder = { host: hostname(), pid: process.pid, start: processStart(process.pid) }
   for (;;) {
     const last = await highest(dir)
     if (last > 0) {
@@ -30,7 +27,7 @@ export async function lockDirectory(dir: string): Promise<DirectoryLock> {
     const epoch = last + 1
     const path = join(dir, `holder-${epoch}`)
     const draft = join(dir, `draft-${process.pid}-${Math.random().toString(36).slice(2)}`)
-    await writeDurably(draft, JSON.stringify(me))
+    await writeDurably(draft, thisProcess())
     try {
       await link(draft, path)
     } catch (error) {
@@ -65,56 +62,24 @@ async function highest(dir: string): Promise<number> {
   return Math.max(0, ...numbers)
 }
 
-async function readHolder(path: string): Promise<Holder | undefined> {
-  let text: string
+/** Undefined: released, or gone meanwhile. */
+async function readHolder(path: string): Promise<string | undefined> {
   try {
-    text = await readFile(path, 'utf8')
+    const text = await readFile(path, 'utf8')
+    return text === released ? undefined : text
   } catch (error) {
     if (errorCode(error) === 'ENOENT') return undefined
     throw error
   }
-  if (text === released) return undefined
-  try {
-    const value: unknown = JSON.parse(text)
-    if (typeof value === 'object' && value !== null && 'host' in value && 'pid' in value && 'start' in value)
-      return { host: String(value.host), pid: Number(value.pid), start: String(value.start) }
-  } catch {
-    // Not ours to understand: treated as a holder nobody can ask.
-  }
-  return { host: '', pid: 0, start: '' }
 }
 
-function refuse(dir: string, epoch: Epoch, holder: Holder): void {
-  const here = holder.host === hostname()
-  if (here && processStart(holder.pid) !== holder.start) return
+function refuse(dir: string, epoch: Epoch, holder: string): void {
+  if (hasEnded(holder)) return
   throw new Failure('LOG_IN_USE', {
     object: `change log in ${dir}`,
-    observed: here
-      ? `process ${holder.pid} has it open`
-      : `process ${holder.pid} on ${holder.host || 'an unknown machine'} has it open`,
-    ...(here ? {} : { next: `If that machine is gone: rm ${join(dir, `holder-${epoch}`)}` }),
+    observed: `process ${hostAndPid(holder) || 'of an unknown machine'} has it open`,
+    next: `Stop that process, or use a broker. If its machine is gone: rm ${join(dir, `holder-${epoch}`)}`,
   })
-}
-
-/** Names a process for ever, together with its id: start time and boot. '' if there is none. */
-function processStart(pid: number): string {
-  if (process.platform === 'linux') {
-    try {
-      const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
-      const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-      // A zombie in the system's sense holds nothing any more.
-      if (fields[0] === 'Z' || fields[0] === 'X') return ''
-      return `${fields[19] ?? ''} ${readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()}`
-    } catch {
-      return ''
-    }
-  }
-  try {
-    process.kill(pid, 0)
-    return 'alive'
-  } catch (error) {
-    return errorCode(error) === 'EPERM' ? 'alive' : ''
-  }
 }
 
 export async function writeDurably(path: string, content: string): Promise<void> {

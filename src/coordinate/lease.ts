@@ -41,6 +41,13 @@ export type Clock = () => number
 /** Resolves after `ms`; rejects when `signal` aborts. */
 export type Sleep = (ms: number, signal: AbortSignal) => Promise<void>
 
+export type LeaseOptions = {
+  readonly clock?: Clock
+  readonly sleep?: Sleep
+  /** True only if the owner of this name is certainly gone: its lease need not run out. */
+  readonly hasEnded?: (owner: string) => boolean
+}
+
 /** A holder trusts its lease for this part of its time only: timers are late, and clocks do not run alike. */
 const trust = 0.9
 
@@ -50,9 +57,15 @@ type Held = { readonly owner: string; readonly token: string; readonly ttl: numb
 /** Leases over one store. `owner` is for people. Revisions of a key rise for ever, so that of the acquiring write is the epoch.
  *  `acquire` waits until the lease is free, polling; both reject with what the store rejects with. A lease's signal also aborts with the `signal` it
  *  was acquired under, and when it is disposed of, which gives it back. */
-export function leases(store: StateStore, owner: string, clock: Clock = monotonic, sleep: Sleep = wait): Leases {
+export function leases(
+  store: StateStore,
+  owner: string,
+  { clock = monotonic, sleep = wait, hasEnded = () => false }: LeaseOptions = {},
+): Leases {
   /** Where foreign leases stood when first seen so; what was seen once must stand still for its whole time from then on. */
   const seen = new Map<string, { readonly revision: number; readonly since: number }>()
+  /** Tokens of our own that were lost, and disposed of since. */
+  const abandoned = new Set<string>()
 
   /** The lease, or how long to wait before it could be free. */
   const attempt = async (name: string, ttl: number, signal: AbortSignal): Promise<Lease | number> => {
@@ -64,7 +77,8 @@ export function leases(store: StateStore, owner: string, clock: Clock = monotoni
       let sight = seen.get(name)
       if (sight?.revision !== found.revision) seen.set(name, (sight = { revision: found.revision, since: clock() }))
       const left = sight.since + Math.max(current.ttl, ttl) - clock()
-      if (left > 0) return left
+      // Nothing runs under those any more.
+      if (left > 0 && !abandoned.has(current.token) && !hasEnded(current.owner)) return left
     }
     const mine: Held = { owner, token: randomUUID(), ttl, free: false }
     const began = clock()
@@ -72,7 +86,8 @@ export function leases(store: StateStore, owner: string, clock: Clock = monotoni
     // An answer that came too late tells nothing: somebody else may hold it by now.
     if (revision === undefined || clock() >= began + ttl * trust) return 0
     seen.delete(name)
-    return hold(store, { name, key, mine, revision, validUntil: began + ttl * trust }, clock, sleep, signal)
+    const held = { name, key, mine, revision, validUntil: began + ttl * trust }
+    return hold(store, held, clock, sleep, signal, () => abandoned.add(mine.token))
   }
 
   return {
@@ -118,7 +133,14 @@ type Holding = {
   unsettled?: number | undefined
 }
 
-function hold(store: StateStore, holding: Holding, clock: Clock, sleep: Sleep, parent: AbortSignal): Lease {
+function hold(
+  store: StateStore,
+  holding: Holding,
+  clock: Clock,
+  sleep: Sleep,
+  parent: AbortSignal,
+  onAbandoned: () => void,
+): Lease {
   const { name, key, mine } = holding
   const epoch = holding.revision
   const ended = new AbortController()
@@ -214,7 +236,8 @@ function hold(store: StateStore, holding: Holding, clock: Clock, sleep: Sleep, p
         const lost = ended.signal.aborted || holding.validUntil <= clock()
         ended.abort(new Failure('LEASE_LOST', { object: name, observed: 'given back' }))
         await Promise.all([watched, renewed])
-        if (!lost) await release()
+        if (lost) onAbandoned()
+        else await release()
       })()
       return disposed
     },

@@ -41,7 +41,7 @@ await watch(worker, ({ tables }) => share(tables) > 0.35, 'copying')
 await worker.kill9()
 tell.blow(`SIGKILL in the middle of the copy, at ${tell.percent(share(last(worker)?.tables ?? []))}`)
 worker = work.run({ args: ['--json'] })
-tell.done('a new worker takes over once the lease of the dead one has run out')
+tell.done('a new worker takes over at once: it knows that the dead one has ended')
 await watch(worker, ({ phase }) => phase === 'streaming', 'copying')
 tell.done('every table is copied: each finished chunk once, the rest under a new exact snapshot')
 

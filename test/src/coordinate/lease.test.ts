@@ -114,7 +114,7 @@ describe('lease', () => {
                 shared.push(`${owner} took what ${other} still holds`)
             }
           }
-          const mine = leases(badLine(store, { fates, outages }, time, onPut), String(i), clock, sleep)
+          const mine = leases(badLine(store, { fates, outages }, time, onPut), String(i), { clock, sleep })
           for (const ms of work) {
             if (end.signal.aborted) break
             const lease = await mine.acquire('capture', ttl, end.signal).catch(() => undefined)
@@ -160,8 +160,7 @@ describe('lease', () => {
     const mine = leases(
       badLine(store, { fates, outages: [] }, time, () => {}),
       'one',
-      time.clock,
-      time.sleep,
+      time,
     )
     const acquiring = mine.acquire('capture', ttl, never)
     let lease: Lease | undefined
@@ -184,7 +183,7 @@ describe('lease', () => {
       put: (key, value, expected, signal) =>
         cut ? time.sleep(1e9, signal).then(() => undefined) : store.put(key, value, expected, signal),
     }
-    const lease = await leases(line, 'one', time.clock, time.sleep).acquire('capture', ttl, never)
+    const lease = await leases(line, 'one', time).acquire('capture', ttl, never)
     while (time.clock() < 10 * ttl && (await time.step()));
     assert.equal(lease.signal.aborted, false)
     cut = true
@@ -197,8 +196,8 @@ describe('lease', () => {
   it('does not trust a lease that stood still only since it was last asked about', async () => {
     const time = virtualTime()
     const store = memoryStore()
-    const one = await leases(store, 'one', time.clock, time.sleep).acquire('capture', ttl, never)
-    const other = leases(store, 'other', time.clock, time.sleep)
+    const one = await leases(store, 'one', time).acquire('capture', ttl, never)
+    const other = leases(store, 'other', time)
     // A holder that never renews again, without being asked to stop.
     assert.equal(await other.tryAcquire('capture', ttl, never), undefined)
     while (time.clock() < ttl / 2 && (await time.step()));
