@@ -5,6 +5,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { cacheDir } from './cache.ts'
+import { removeAtExit, watch } from './processes.ts'
 
 const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url))
 
@@ -35,6 +37,7 @@ export interface Worker {
 /** `yaml`: the configuration file's text. What is still running at the end is killed. */
 export async function workplace(yaml: string): Promise<Workplace> {
   const dir = await mkdtemp(join(tmpdir(), 'crossfade-work-'))
+  removeAtExit(dir)
   await writeFile(join(dir, 'crossfade.yaml'), yaml)
   const children = new Set<ChildProcess>()
   const start = (
@@ -43,10 +46,12 @@ export async function workplace(yaml: string): Promise<Workplace> {
   ): { child: ChildProcess; text: { out: string; err: string }; ended: Promise<Ended> } => {
     const child = spawn(process.execPath, [main, ...args], {
       cwd: dir,
-      env: { ...process.env, NO_COLOR: '1', INIT_CWD: dir, ...env },
+      // Compiled once for all: a worker starts in half the time, and without the memory that reading TypeScript takes.
+      env: { ...process.env, NO_COLOR: '1', INIT_CWD: dir, NODE_COMPILE_CACHE: join(cacheDir(), 'compiled'), ...env },
       stdio: ['ignore', 'pipe', 'pipe'],
     })
     children.add(child)
+    if (child.pid !== undefined) watch(child.pid)
     const text = { out: '', err: '' }
     child.stdout?.on('data', (data: Buffer) => (text.out += data.toString()))
     child.stderr?.on('data', (data: Buffer) => (text.err += data.toString()))
