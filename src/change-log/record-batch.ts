@@ -199,7 +199,7 @@ function copy(from: Uint8Array, start: number, end: number, to: Buffer, at: numb
     for (let i = start; i < end; i++) to[at++] = from[i] ?? 0
     return at
   }
-  to.set(from.subarray(start, end), at)
+  asBuffer(from).copy(to, at, start, end) // no view for each record
   return at + end - start
 }
 
