@@ -47,14 +47,23 @@ export function checkPublication(
 ): void {
   const object = `publication ${name}`
   const changed = (observed: string): Failure => new Failure('PUBLICATION_CHANGED', { object, observed })
+  const gap = (observed: string): Failure =>
+    new Failure('PUBLICATION_CHANGED', {
+      object,
+      observed,
+      effect: 'What was written in between may not have been sent',
+      next: 'Start a new pipeline: only a new copy can tell',
+    })
   if (!now) throw changed('it was dropped')
   if (now.oid !== recorded.oid) throw changed('it was dropped and created again')
   if (now.options !== recorded.options)
     throw changed(`its options are ${now.options}, recorded were ${recorded.options}`)
+  if (now.version !== recorded.version) throw gap('it was altered, and altered back')
   const found = new Map(now.relations.map((row) => [row.oid, row]))
   for (const row of recorded.relations) {
     const current = found.get(row.oid)
     if (!current) throw changed(`table ${tableName(row)} is no longer in it`)
+    if (current.entry !== row.entry) throw gap(`table ${tableName(row)} was taken out of it, and put back`)
     if (current.filtered) throw changed(`table ${tableName(row)} has a row filter or a list of columns`)
     const difference = tableDifference(row, current)
     if (difference !== undefined) throw new Failure('TABLE_CHANGED', { object: tableName(row), observed: difference })

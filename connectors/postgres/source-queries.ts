@@ -132,9 +132,17 @@ function only(table: TableId): string {
   return `only ${qualified(table)}`
 }
 
-export type PublicationRow = { oid: number; options: string; relations: readonly PublishedRow[] }
+export type PublicationRow = {
+  oid: number
+  options: string
+  /** Changes with its options, also when they are changed back: what was not sent in between is missing. */
+  version: string
+  relations: readonly PublishedRow[]
+}
 export type PublishedRow = {
   readonly oid: number
+  /** Of its place in the publication: another one once it was taken out and put back. */
+  readonly entry: number
   readonly schema: string
   readonly name: string
   /** r, or p of a partitioned table. */
@@ -152,7 +160,7 @@ export type PublishedRow = {
   readonly leaves: readonly number[]
 }
 const published = `
-  select c.oid::int8 as oid, n.nspname as schema, c.relname as name, c.relkind as kind, c.relfilenode::int8 as relfilenode,
+  select c.oid::int8 as oid, r.oid::int8 as entry, n.nspname as schema, c.relname as name, c.relkind as kind, c.relfilenode::int8 as relfilenode,
          c.relreplident::text || ' ' || coalesce(
            (select min(i.indexrelid::int8) from pg_index i where i.indrelid = c.oid
              and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident else false end), 0) as identity,
@@ -179,7 +187,7 @@ export async function selectPublication(
   serverVersion: number,
 ): Promise<PublicationRow | undefined> {
   const { rows } = await client.query<PublicationRow>(
-    `select p.oid, ${options(serverVersion)} as options,
+    `select p.oid, ${options(serverVersion)} as options, p.xmin::text as version,
             coalesce((select json_agg(x order by x.oid) from (${published}) x), '[]') as relations
        from pg_publication p where p.pubname = $1`,
     [publication],
@@ -193,7 +201,7 @@ export async function selectPublicationDigest(
   serverVersion: number,
 ): Promise<string | undefined> {
   const { rows } = await client.query<{ digest: string }>(
-    `select md5(concat_ws('|', p.oid, ${options(serverVersion)},
+    `select md5(concat_ws('|', p.oid, ${options(serverVersion)}, p.xmin,
                           (select string_agg(x::text, '|' order by x.oid) from (${published}) x))) as digest
        from pg_publication p where p.pubname = $1`,
     [publication],

@@ -180,7 +180,7 @@ export async function openSource(
         next: `If nothing needs it, drop it: ${slot ? `select pg_drop_replication_slot('${name}')` : `drop publication ${name}`}; or choose another pipeline name`,
       })
     }
-    const nothing = { oid: 0, options: '', relations: [] }
+    const nothing = { oid: 0, options: '', version: '', relations: [] }
     const none = { systemId: '', timeline: 0, database: config.database, consistentPoint: '', publication: nothing }
     await record({ ...none, adding: [], state: 'making' }, signal)
     if (slot) {

@@ -138,6 +138,16 @@ for (const version of [18, 14] as const) {
       ['relieved of a table', (name: string) => `alter publication ${name} drop table only b`],
       ['given another table', (name: string) => `create table c (id int); alter publication ${name} add table c`],
       ['told to leave deletes out', (name: string) => `alter publication ${name} set (publish = 'insert, update')`],
+      [
+        'told so and told to send them again',
+        (name: string) =>
+          `alter publication ${name} set (publish = 'insert, update');
+           alter publication ${name} set (publish = 'insert, update, delete, truncate')`,
+      ],
+      [
+        'relieved of a table and given it back',
+        (name: string) => `alter publication ${name} drop table only b; alter publication ${name} add table only b`,
+      ],
     ] as const) {
       test(`a publication that is ${what} is noticed within a second or two`, async () => {
         await using bed = await bedOf()
