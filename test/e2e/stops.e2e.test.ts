@@ -161,8 +161,9 @@ describe('what a pipeline stands on', { ...needs('pg', 'kafka'), concurrency: 2 
       await promisify(execFile)('prlimit', ['--pid', String(worker.pid), `--fsize=${bytes}:`])
     await largestFile(String(1 << 20))
     await sql(source, `insert into thing select i, repeat(md5(i::text), 10) from generate_series(10001, 60000) i`)
-    await until(async () => (worker.output().includes('SPOOL_FULL') ? [] : ['no word of it']), { seconds: 40, worker })
-    assert.match(worker.output(), /SPOOL_FULL, trying again/)
+    const told = async (): Promise<readonly string[]> =>
+      worker.printed().includes('SPOOL_FULL, trying again') ? [] : ['no word of it']
+    await until(told, { seconds: 40, worker })
     assert.match(worker.output(), /No space for transactions in progress[^\n]*\.crossfade[^\n]*EFBIG/)
     await largestFile('unlimited')
     await untilEqual(pipeline, worker, 60)
