@@ -18,7 +18,7 @@ async function prepared(options: Partial<Parameters<typeof scene>[0]> = {}): Pro
 }
 /** Ends by itself with one error of this code; says what and what next. */
 async function assertEnds(worker: Worker, code: string, ...told: readonly RegExp[]): Promise<Ended> {
-  const seconds = AbortSignal.timeout(40_000)
+  const seconds = AbortSignal.timeout(80_000)
   const { promise, reject } = Promise.withResolvers<never>()
   seconds.addEventListener('abort', () => reject(new Error(`it still runs:\n${worker.output()}`)), { once: true })
   const end = await Promise.race([worker.ended, promise])
@@ -163,7 +163,7 @@ describe('what a pipeline stands on', { ...needs('pg', 'kafka'), concurrency: 2 
     await sql(source, `insert into thing select i, repeat(md5(i::text), 10) from generate_series(10001, 60000) i`)
     const told = async (): Promise<readonly string[]> =>
       worker.printed().includes('SPOOL_FULL, trying again') ? [] : ['no word of it']
-    await until(told, { seconds: 40, worker })
+    await until(told, { seconds: 80, worker })
     assert.match(worker.output(), /No space for transactions in progress[^\n]*\.crossfade[^\n]*EFBIG/)
     await largestFile('unlimited')
     await untilEqual(pipeline, worker, 60)

@@ -132,7 +132,7 @@ export async function assertCompletes(scene: Scene, tables: readonly string[] = 
 export async function untilEqual(
   scene: Scene,
   worker: Worker,
-  seconds = 40,
+  seconds = 80,
   tables: readonly string[] = ['thing'],
 ): Promise<void> {
   await until(async () => await scene.differences(tables), { seconds, worker })
