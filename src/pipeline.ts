@@ -28,6 +28,8 @@ import type { Status } from './status.ts'
 /** Milliseconds a lease lives without renewal: so long may the state store be away, and so long does a successor on another machine wait. */
 const ttl = 15_000
 const heartbeatEvery = 1000
+/** Heartbeats between two looks for new tables. */
+const newTablesEvery = 60
 const sampleEvery = 500
 const maxWait = 500
 const roundBytes = 4 * 2 ** 20
@@ -292,12 +294,23 @@ async function copyTask(
   return outcome
 }
 
-/** Asks for a watermark about once a second, and for the source's health. */
-async function heartbeatTask({ parts, store, board, halt }: Run, signal: AbortSignal): Promise<void> {
+/** Asks for a watermark about once a second, and for the source's health; about once a minute for tables that came after the start. */
+async function heartbeatTask({ parts, store, board, tables, halt }: Run, signal: AbortSignal): Promise<void> {
   await using source = await parts.source(store, signal)
-  while (!halt.aborted) {
+  const known = new Set(tables.map(({ schema }) => tableName(schema.table)))
+  for (let beat = 1; !halt.aborted; beat++) {
     await source.emit(heartbeatPrefix, new Uint8Array(), signal)
     board.observe({ health: await source.health(signal) })
+    if (beat % newTablesEvery === 0) {
+      const found = (await source.tables(parts.filter, signal)).map(({ table }) => tableName(table))
+      const missed = found.filter((name) => !known.has(name))
+      for (const name of missed) known.add(name)
+      if (missed.length > 0)
+        parts.log.warn(
+          { tables: missed },
+          'new tables match tables.include and are not copied: start the pipeline again to take them in',
+        )
+    }
     await sleep(heartbeatEvery, undefined, { signal: halt })
   }
 }
