@@ -94,10 +94,10 @@ function drainText({ seconds, firstSeconds, changesPerSecond, cpu }: Drain): str
 
 function stageLines(stages: Stages): readonly Line[] {
   const micro = (value: number): string => `${two(value)} µs`
-  const applier = stages.decodeAndFold + stages.apply
+  const applier = stages.decodeAndFold + stages.bind
   return [
     ['Publisher beside transport: encode', `**${micro(stages.encode)}**`, `≤ 3 µs: ${reached(stages.encode <= 3)}`],
-    ['Applier beside transport: decode, fold, apply', `**${micro(applier)}**`, `≤ 3 µs: ${reached(applier <= 3)}`],
+    ['Applier beside transport: decode, fold, bind', `**${micro(applier)}**`, `≤ 3 µs: ${reached(applier <= 3)}`],
     ['— read: socket to row images', micro(stages.read), ''],
     ['— images: messages to row images, without the socket', micro(stages.images), ''],
     ['— encode: key, hash, envelope, record batch', micro(stages.encode), ''],
@@ -105,7 +105,8 @@ function stageLines(stages: Stages): readonly Line[] {
     ['— produce: checksum, socket, answer', micro(stages.produce), ''],
     ['— fetch: socket, checksum, decompression, index', micro(stages.fetch), ''],
     ['— decode and fold', micro(stages.decodeAndFold), ''],
-    ['— apply: arrays, socket, answer', micro(stages.apply), ''],
+    ['— bind: rows to parameters of statements', micro(stages.bind), ''],
+    ['— apply: bind, socket, answer', micro(stages.apply), ''],
   ]
 }
 

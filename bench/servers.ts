@@ -10,6 +10,8 @@ export const settings: Readonly<Record<string, string | number>> = {
   max_wal_size: '8GB',
   checkpoint_timeout: '30min',
   autovacuum: 'off',
+  // Each connection that writes names an origin of its own; those of one run add up.
+  max_active_replication_origins: 200,
 }
 
 export interface Servers extends AsyncDisposable {

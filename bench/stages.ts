@@ -1,6 +1,9 @@
 import pg from 'pg'
 import { openSink } from '../connectors/postgres/sink.ts'
+import { slice } from '../connectors/postgres/arrays.ts'
 import { parse } from '../connectors/postgres/config.ts'
+import { readCatalog } from '../connectors/postgres/schema.ts'
+import { appendStatement, planTable } from '../connectors/postgres/statements.ts'
 import { changeQueue } from '../connectors/postgres/change-queue.ts'
 import { decoder as messageDecoder } from '../connectors/postgres/pgoutput.ts'
 import { createBatcher, type Batcher } from '../src/apply/batcher.ts'
@@ -13,7 +16,8 @@ import { schemasTopic, topicName } from '../src/change-log/topics.ts'
 import type { Lane } from '../src/connector.ts'
 import { silent } from '../src/logger.ts'
 import type { Checkpoint, Position, TableSchema, TopicPartition } from '../src/model.ts'
-import type { ChangeBatch } from '../src/rows.ts'
+import { Output } from '../src/output.ts'
+import type { ChangeBatch, LaneBatch } from '../src/rows.ts'
 import { pgSourceBed, type PgSourceBed } from '../test/support/pg-source.ts'
 import { sql } from '../test/support/postgres.ts'
 import { itemTable, sums, writeBacklog, type Backlog } from './item.ts'
@@ -31,6 +35,9 @@ export type Stages = {
   readonly produce: number
   readonly fetch: number
   readonly decodeAndFold: number
+  /** Statements' parameters, without the socket. */
+  readonly bind: number
+  /** The lane: parameters, socket, answer. */
   readonly apply: number
 }
 
@@ -120,16 +127,27 @@ export async function stages({ source, target, kafka }: Servers, backlog: Backlo
       },
     }
   }
-  const decodeAndFold = each(
-    await repeated(() => {
-      const batcher = batcherOf(all.map(unread), schema)
-      for (const pull of fetched) {
-        batcher.wanted()
-        batcher.add(pull)
-        for (let step = batcher.next(); step !== undefined; step = batcher.next()) batcher.lost([])
+  const foldAll = (use: (batch: LaneBatch) => void): void => {
+    const batcher = batcherOf(all.map(unread), schema)
+    for (const pull of fetched) {
+      batcher.wanted()
+      batcher.add(pull)
+      for (let step = batcher.next(); step !== undefined; step = batcher.next()) {
+        if (step.kind === 'batch') use(step.batch)
+        batcher.lost([])
       }
-    }),
-  )
+    }
+  }
+  const [catalog] = await readCatalog(bed.client, ({ name }) => name === schema.table.name)
+  if (catalog === undefined) throw new Error('no table')
+  const plan = planTable(schema, catalog)
+  const out = new Output(2 ** 20)
+  const bindAll = ({ groups }: LaneBatch): void => {
+    for (const { kind, columns, rows } of groups) appendStatement(out, plan, kind, columns, slice(rows), () => 'name')
+    out.at = 0
+  }
+  const decodeAndFold = each(await repeated(() => foldAll(() => {})))
+  const bind = each(await repeated(() => foldAll(bindAll))) - decodeAndFold
   const expected = await sums(bed.url)
   const whole: number[] = []
   for (let n = 0; n < repeats; n++) {
@@ -157,6 +175,7 @@ export async function stages({ source, target, kafka }: Servers, backlog: Backlo
     produce,
     fetch,
     decodeAndFold,
+    bind,
     apply: each(whole) - decodeAndFold,
   }
 }
