@@ -48,21 +48,21 @@ export async function partsOf(config: PipelineConfig, connectors: Connectors, lo
     log,
     filter: tableFilter(config.tables.include, config.tables.exclude),
     async store(signal) {
-      if (state.connector.openStore === undefined) throw lacks('state store', state.connector)
-      const { openStore } = state.connector
+      const openStore = state.connector.openStore?.bind(state.connector)
+      if (openStore === undefined) throw lacks('state store', state.connector)
       return await opened(
         config.state ? 'state' : 'target',
         async () => await openStore(state.options, context, signal),
       )
     },
     async source(store, signal) {
-      if (from.connector.openSource === undefined) throw lacks('source', from.connector)
-      const { openSource } = from.connector
+      const openSource = from.connector.openSource?.bind(from.connector)
+      if (openSource === undefined) throw lacks('source', from.connector)
       return await opened('source', async () => await openSource(from.options, context, store, signal))
     },
     async sink(signal) {
-      if (to.connector.openSink === undefined) throw lacks('target', to.connector)
-      const { openSink } = to.connector
+      const openSink = to.connector.openSink?.bind(to.connector)
+      if (openSink === undefined) throw lacks('target', to.connector)
       return await opened('target', async () => await openSink(to.options, context, signal))
     },
     async changeLog(signal) {
