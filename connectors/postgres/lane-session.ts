@@ -55,6 +55,9 @@ export interface Session {
   durably<T>(work: () => Promise<T>, settings?: string): Promise<T>
   /** Runs a call of the lane. An abort breaks the connection off: nothing of the call is committed later than that, except what already was. */
   call<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T>
+  /** Names the writes from now on (H10). Each name takes one of the few places a server has for them, for good: a copy, which comes before any way back
+   *  exists, does without. */
+  nameWrites(): Promise<void>
   /** Plans made before the target changed are no longer used. */
   forget(): Promise<void>
 }
@@ -75,6 +78,7 @@ export function session(client: Client, pipeline: string, log: Logger, targets: 
   let names = new Map<Statement, string>()
   let unparsed: { readonly name: string; readonly statement: Statement }[] = []
   let last = 0
+  let named = false
 
   /** Between calls: statements of tables long gone would pile up in the server. */
   const closeAll = async (): Promise<void> => {
@@ -169,6 +173,10 @@ export function session(client: Client, pipeline: string, log: Logger, targets: 
         out.at = 0
       }
     },
+    async nameWrites() {
+      if (!named) await setOrigin(client, pipeline, log)
+      named = true
+    },
     async forget() {
       forgetPlans()
       await targets.refresh(client)
@@ -178,7 +186,7 @@ export function session(client: Client, pipeline: string, log: Logger, targets: 
 }
 
 /** Settings of every session that writes. Returns the value of synchronous_commit for what must be on disk. */
-export async function prepareSession(client: Client, pipeline: string, log: Logger): Promise<string> {
+export async function prepareSession(client: Client, log: Logger): Promise<string> {
   const { rows } = await client.query<{ commit: string; version: number }>(
     `select current_setting('synchronous_commit') as commit, current_setting('server_version_num')::int as version`,
   )
@@ -193,7 +201,6 @@ export async function prepareSession(client: Client, pipeline: string, log: Logg
   await tolerate(client, `set client_connection_check_interval = '2s'`)
   if (!(await tolerate(client, 'set session_replication_role = replica')))
     log.info({}, 'triggers and foreign keys of the target stay active: no right to set session_replication_role')
-  await setOrigin(client, pipeline, log)
   return commit === 'off' ? 'on' : commit
 }
 

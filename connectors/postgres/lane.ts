@@ -59,6 +59,7 @@ async function claim(
 ): Promise<readonly Checkpoint[]> {
   const { client, pipeline, log } = session
   if (partitions.length === 0) return []
+  await session.nameWrites()
   for (let attempt = 1; ; attempt++) {
     try {
       return await session.durably(async () => {

@@ -64,7 +64,7 @@ async function lane(
 ): ReturnType<Sink['lane']> {
   const client = await connect(config, { name: 'lane', pipeline }, signal)
   try {
-    const durable = await prepareSession(client, pipeline, log)
+    const durable = await prepareSession(client, log)
     await targets.refresh(client)
     return openLane(session(client, pipeline, log, targets, durable))
   } catch (error) {
