@@ -43,7 +43,7 @@ export async function selectServer(client: pg.ClientBase): Promise<ServerRow | u
   return rows[0]
 }
 
-export type RightsRow = { oid: number; read: boolean; write: boolean; owner: boolean; hidden: boolean; usage: boolean }
+type RightsRow = { oid: number; read: boolean; write: boolean; owner: boolean; hidden: boolean; usage: boolean }
 export async function selectRights(client: pg.ClientBase, tables: readonly number[]): Promise<readonly RightsRow[]> {
   const { rows } = await client.query<RightsRow>(
     `select c.oid, has_table_privilege(c.oid, 'select') as read,
@@ -59,7 +59,7 @@ export async function selectRights(client: pg.ClientBase, tables: readonly numbe
   return rows
 }
 
-export type PublicationCheck = { owner: boolean; tables: number[] }
+type PublicationCheck = { owner: boolean; tables: number[] }
 export async function selectPublicationCheck(
   client: pg.ClientBase,
   name: string,
@@ -73,7 +73,7 @@ export async function selectPublicationCheck(
   return rows[0]
 }
 
-export type SlotCheck = {
+type SlotCheck = {
   plugin: string
   database: string
   holder: string | null
@@ -89,7 +89,7 @@ export async function selectSlotCheck(client: pg.ClientBase, name: string): Prom
   return rows[0]
 }
 
-export type OpenTransaction = { pid: number; who: string; seconds: number }
+type OpenTransaction = { pid: number; who: string; seconds: number }
 /** Writing transactions older than a minute: what a new slot has to wait for. */
 export async function selectOldTransactions(client: pg.ClientBase): Promise<readonly OpenTransaction[]> {
   const { rows } = await client.query<OpenTransaction>(`
@@ -99,7 +99,7 @@ export async function selectOldTransactions(client: pg.ClientBase): Promise<read
   return rows
 }
 
-export type ObjectRow = {
+type ObjectRow = {
   oid: number | null
   schema: string
   name: string
@@ -149,7 +149,7 @@ export async function selectCategories(
   return new Map(rows.map((row) => [row.type, row.category]))
 }
 
-export type EnforcerRow = {
+type EnforcerRow = {
   table: number
   what: string
   kind: 'foreign key' | 'trigger' | 'always' | 'deferrable'
@@ -178,7 +178,7 @@ export async function selectEnforcers(
   return rows
 }
 
-export type WriterRow = { origins: boolean; own_schema: boolean | null; origin_limit: number; origins_used: number }
+type WriterRow = { origins: boolean; own_schema: boolean | null; origin_limit: number; origins_used: number }
 export async function selectWriter(client: pg.ClientBase): Promise<WriterRow | undefined> {
   const { rows } = await client.query<WriterRow>(`
     select has_function_privilege('pg_replication_origin_session_setup(text)', 'execute')

@@ -25,7 +25,7 @@ type Tls = {
   /** False only for a host that `allowInsecure` names. */
   readonly verify: boolean
 }
-export type SessionOptions = {
+type SessionOptions = {
   /** What the connection is for; the last part of `application_name`. */
   readonly name: string
   readonly pipeline?: string
@@ -34,7 +34,7 @@ export type SessionOptions = {
   readonly lockTimeoutMs?: number
 }
 /** What a bad key is and what is wrong with it; `cause` of the CONFIG_INVALID that `parse` throws. */
-export type ConfigProblem = { readonly path: readonly string[]; readonly message: string }
+type ConfigProblem = { readonly path: readonly string[]; readonly message: string }
 
 const file = z.string().min(1)
 const shape = z.strictObject({

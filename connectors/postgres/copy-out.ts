@@ -4,7 +4,7 @@ import type pg from 'pg'
 /** What the driver has and its types leave out: the connection under a client, and queries that write and read by themselves. */
 type Wire = { readonly stream: Socket; query(text: string): void }
 type DataListener = (chunk: Buffer) => void
-export type Submittable = {
+type Submittable = {
   submit(connection: Wire): void
   handleError(error: Error): void
   handleReadyForQuery(): void

@@ -107,7 +107,7 @@ export async function selectSequences(
   return rows
 }
 
-export type ColumnExtra = { table: number; attnum: number; collation: string | null; missing: string | null }
+type ColumnExtra = { table: number; attnum: number; collation: string | null; missing: string | null }
 /** Collations other than the type's own, and what defaults and generated columns need. */
 export async function selectColumnExtras(
   client: pg.ClientBase,
@@ -126,7 +126,7 @@ export async function selectColumnExtras(
   return rows
 }
 
-export type TableExtra = {
+type TableExtra = {
   oid: number
   options: string[] | null
   partitionKey: string | null

@@ -62,7 +62,7 @@ export async function selectRelations(client: pg.ClientBase): Promise<readonly R
   return rows
 }
 
-export type AttributeRow = {
+type AttributeRow = {
   attrelid: number
   attnum: number
   attname: string
@@ -175,7 +175,7 @@ export async function serverVersion(client: pg.ClientBase): Promise<number> {
   return rows[0]?.version ?? 0
 }
 
-export type Seen = {
+type Seen = {
   /** The table that statements find is the one the snapshot sees, with the same file. */
   same: boolean
   /** Columns as the snapshot sees them, and as statements find them: number, name, type (found: through domains). */

@@ -17,7 +17,7 @@ export type Retained = System & {
 const key = 'source/retained'
 const identities = { default: 'd', nothing: 'n', full: 'f', index: 'i' } as const
 
-export type Stored = { readonly retained: Retained | undefined; readonly revision: number }
+type Stored = { readonly retained: Retained | undefined; readonly revision: number }
 export async function loadRetained(state: StateStore, signal: AbortSignal): Promise<Stored> {
   const stored = await state.get(key, signal)
   const retained = stored?.value as Retained | undefined
@@ -75,7 +75,7 @@ export function checkPublication(
 }
 
 /** In words, or undefined. A rewrite alone (VACUUM FULL, CLUSTER, and TRUNCATE, which is streamed) changes no row. */
-export function tableDifference(recorded: PublishedRow, now: PublishedRow): string | undefined {
+function tableDifference(recorded: PublishedRow, now: PublishedRow): string | undefined {
   if (now.schema !== recorded.schema || now.name !== recorded.name) return `it is called ${tableName(now)} now`
   const columns = columnDifference(
     recorded.attributes.map(([number, name, , , type]) => `${name} ${type} (number ${number})`),

@@ -27,7 +27,7 @@ export type CatalogType = {
   /** Has a binary form in both directions. */
   readonly sends: boolean
 }
-export type Collation = {
+type Collation = {
   readonly name: string
   /** c libc, i ICU, b built in, d default. */
   readonly provider: string
@@ -60,7 +60,7 @@ export type CatalogColumn = {
   readonly binary: boolean
   readonly collation: Collation | undefined
 }
-export type CatalogKey = {
+type CatalogKey = {
   readonly index: string
   /** Attribute numbers in key order. */
   readonly columns: readonly number[]
@@ -89,7 +89,7 @@ export type CatalogTable = {
   readonly estimatedRows: number
 }
 /** A table that the filter names and that is not captured, with the reason. */
-export type LeftOut = { readonly table: TableId; readonly reason: string }
+type LeftOut = { readonly table: TableId; readonly reason: string }
 
 const identities: Readonly<Record<string, CatalogTable['replicaIdentity']>> = {
   d: 'default',

@@ -33,7 +33,7 @@ export async function migrate(client: ClientBase): Promise<void> {
 }
 
 /** Number of the newest migration applied; -1 without own tables. */
-export async function migrated(client: ClientBase): Promise<number> {
+async function migrated(client: ClientBase): Promise<number> {
   const { rows } = await client.query<{ there: boolean }>(
     `select to_regclass('crossfade.migration') is not null as there`,
   )
@@ -212,7 +212,7 @@ export async function upsertCopy(
   return rowCount === 1
 }
 
-export type CopyRow = {
+type CopyRow = {
   readonly table: TableId
   readonly partitions: readonly TopicPartition[]
   readonly snapshot: Position

@@ -17,7 +17,7 @@ import {
   type System,
 } from './source-queries.ts'
 
-export type SlotOptions = {
+type SlotOptions = {
   readonly config: PostgresConfig
   readonly pipeline: string
   readonly slot: string
@@ -27,7 +27,7 @@ export type SlotOptions = {
   readonly limitMs: number
 }
 /** A slot and the view of the rows at its start. A temporary slot is gone when this resolves: only its view is wanted. */
-export type MadeSlot = { readonly system: System; readonly consistentPoint: bigint; readonly snapshot: Snapshot }
+type MadeSlot = { readonly system: System; readonly consistentPoint: bigint; readonly snapshot: Snapshot }
 
 /**
  * Creates a slot, which waits for every transaction open at that moment: beyond the limit SNAPSHOT_BLOCKED names them and

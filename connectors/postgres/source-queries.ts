@@ -243,7 +243,7 @@ export async function selectInProgress(client: pg.ClientBase): Promise<Transacti
   return { next: low(next), inProgress: new Set(list === '' ? [] : list.split(',').map(low)) }
 }
 
-export type SequenceRow = { readonly schema: string; readonly name: string; readonly increment: string }
+type SequenceRow = { readonly schema: string; readonly name: string; readonly increment: string }
 /** Sequences owned by a column of these tables or used by its default. */
 export async function selectSequences(
   client: pg.ClientBase,

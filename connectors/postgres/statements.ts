@@ -47,7 +47,7 @@ const arrayTypes: Readonly<Record<Form, string>> = {
   text: 'text[]',
 }
 /** Of the count of rows a guarded statement expects, its last parameter. */
-export const int8 = 20
+const int8 = 20
 
 /** Throws TARGET_SHAPE if the target lacks a column. */
 export function planTable(schema: TableSchema, catalog: CatalogTable): Plan {

@@ -5,7 +5,7 @@ import { comparePositions, type Position } from '../../src/model.ts'
  * Which transactions may be in the log and yet not visible: a commit that waits for a standby is streamed before a new
  * snapshot sees it. Holds those decoded lately, and those that were open when the stream began, whose place is unknown.
  */
-export interface Visibility {
+interface Visibility {
   begin(after: Position, now: Transactions): void
   /** A transaction, or a message between transactions, was decoded. */
   readonly decoded: (position: Position, xid: number | undefined) => void
