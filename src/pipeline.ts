@@ -35,7 +35,7 @@ const maxWait = 500
 const roundBytes = 4 * 2 ** 20
 const batchBytes = 2 ** 20
 
-export type Controls = {
+type Controls = {
   /** Finish what is in hand, then end. */
   readonly stop: AbortSignal
   /** End at once. */

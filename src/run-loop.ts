@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { asFailure, type Failure } from './errors.ts'
 import type { Logger } from './logger.ts'
 
-export type Pacing = { readonly first: number; readonly most: number; readonly random: () => number }
+type Pacing = { readonly first: number; readonly most: number; readonly random: () => number }
 const pacing: Pacing = { first: 100, most: 10_000, random: Math.random }
 
 /** The one place that decides to stop, retry or wait. Runs `work` until it resolves. A failure whose policy is `retry` is tried again after a

@@ -8,7 +8,7 @@ import { origin, tableName, type TableSchema } from './model.ts'
 import type { Parts } from './parts.ts'
 import { partitionsOf, registerTables, type Registered } from './registry.ts'
 
-export type Setup = {
+type Setup = {
   readonly tables: readonly Registered[]
   /** The snapshot that came with what the source keeps for us; only the first time, and only where something is to be copied. */
   readonly snapshot: Snapshot | undefined
@@ -195,7 +195,7 @@ async function schemaStyle(
 }
 
 /** CHECK_FAILED with every blocker. */
-export function blockUnless(findings: readonly Finding[]): void {
+function blockUnless(findings: readonly Finding[]): void {
   const blockers = findings.filter(({ level }) => level === 'blocker')
   if (blockers.length === 0) return
   throw new Failure('CHECK_FAILED', {

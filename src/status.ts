@@ -46,7 +46,7 @@ export type Status = {
   /** Changes read and applied since this process started; absent when read from outside. */
   readonly totals?: { readonly read: bigint; readonly applied: bigint }
 }
-export type StatusError = { readonly code: ErrorCode; readonly facts: Facts; readonly retrying: boolean }
+type StatusError = { readonly code: ErrorCode; readonly facts: Facts; readonly retrying: boolean }
 
 /** The document of `status --json`; 64-bit numbers are strings, as JSON's readers lose digits. */
 export function statusJson(status: Status): unknown {

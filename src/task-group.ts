@@ -3,7 +3,7 @@ import type { Logger } from './logger.ts'
 import { runLoop } from './run-loop.ts'
 
 /** Tasks that belong together: the first failure that no retry can help ends them all, and is what `ended` rejects with. */
-export interface TaskGroup {
+interface TaskGroup {
   /** Finish what is in hand: asked for from outside, by a failure, or by `end`. */
   readonly halt: AbortSignal
   /** Runs `work` in the run loop; it returns when `halt` aborts, and gives up at once when its signal does. */

@@ -8,8 +8,8 @@ import { tableState } from '../snapshot/table-state.ts'
 import type { Phase, Status, TableStatus, Verdict } from '../status.ts'
 import type { WatermarkTrail } from './lag.ts'
 
-export type Copies = readonly (TableCopy & { readonly done: readonly Chunk['id'][] })[]
-export type Observed = {
+type Copies = readonly (TableCopy & { readonly done: readonly Chunk['id'][] })[]
+type Observed = {
   readonly health?: Health
   readonly checkpoints?: readonly Checkpoint[]
   readonly copies?: Copies

@@ -8,7 +8,7 @@ import {
   type Watermark,
 } from '../model.ts'
 
-export type Proof = { readonly position: Position; readonly committedAt: number }
+type Proof = { readonly position: Position; readonly committedAt: number }
 type Pending = Proof & { readonly full: readonly Offset[]; readonly changed: ReadonlyMap<string, number> }
 /** What the control topic says, against what checkpoints say. `pending` is bounded: while the target is behind, watermarks in between are
  *  thinned out, which makes the proof coarser, never wrong. */

@@ -3,7 +3,7 @@ import { Output } from '../output.ts'
 import { Op, type ChangeBatch, type Transaction } from '../rows.ts'
 
 /** Consecutive changes of one source transaction in one partition, admitted under one epoch. */
-export type Run = {
+type Run = {
   readonly position: Position
   readonly committedAt: number
   readonly epoch: Epoch

@@ -48,7 +48,7 @@ export interface Batcher {
   /** Holds that were moved, and partitions that were lost: those of another claim are left alone. `claimed`: the checkpoints come from this lane's own claim, and everything starts from them. */
   resume(checkpoints: readonly Checkpoint[], claimed?: boolean): void
 }
-export type BatcherOptions = {
+type BatcherOptions = {
   /** As claimed by this lane. */
   readonly checkpoints: readonly Checkpoint[]
   readonly schemas: { decoder(id: number): Decoder | undefined }

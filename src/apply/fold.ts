@@ -7,7 +7,7 @@ import { shapesOf, type Shapes } from './shape.ts'
 /** Last change per key, with absent cells overlaid from earlier ones, in groups by table, kind and column set: deletes, then updates, then upserts.
  *  An update that brings the whole row is an upsert. `picked`: changes of `arrived`, each partition's in order, none of a table that is applied in order;
  *  `mayMiss` holds for all of them. Groups are lent until the next call, and until `arrived` is cleared. */
-export type Fold = (arrived: Arrived, picked: Int32Array, mayMiss: boolean) => readonly RowGroup[]
+type Fold = (arrived: Arrived, picked: Int32Array, mayMiss: boolean) => readonly RowGroup[]
 
 const kinds = ['delete', 'update', 'upsert'] as const
 const deleted = 0

@@ -7,7 +7,7 @@ import { reserveChange, type Arrived, type Table } from './arrived.ts'
 import type { Partition } from './partition.ts'
 
 /** Records of the log into `arrived`: what counts is decoded and copied, the rest passed over. */
-export interface Intake {
+interface Intake {
   /** The schema id that stopped a partition; for the reader to clear. */
   missing: number | undefined
   readonly dropped: { readonly repeats: number; readonly zombies: number }

@@ -15,7 +15,7 @@ export const lastSeq: number = Number.MAX_SAFE_INTEGER
 /** Changes [from, to) of what has arrived. */
 export type Span = { readonly from: number; readonly to: number }
 /** Why a partition is not read on: a change after its hold, a barrier, or its claim is gone. */
-export type Stand = 'hold' | 'barrier' | 'lost'
+type Stand = 'hold' | 'barrier' | 'lost'
 
 /** One partition as a lane reads it: ahead of its checkpoint by what has arrived and is not applied. */
 export class Partition {

@@ -14,7 +14,7 @@ import { controlKeySchema, controlSchema } from './control-schema.ts'
 import { fingerprint, tableSchema, valueSchema } from './envelope.ts'
 
 export const controlSchemaId: number = fingerprint(controlSchema)
-export const controlKeySchemaId: number = fingerprint(controlKeySchema)
+const controlKeySchemaId: number = fingerprint(controlKeySchema)
 
 /** A record as avsc has it: unions are wrapped under the name of their branch. */
 type WireEffect = {

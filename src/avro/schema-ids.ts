@@ -10,11 +10,11 @@ import { canonical, fingerprint, keySchema, valueSchema } from './envelope.ts'
 
 /** One record of the schemas topic, which is compacted by its key, the id. */
 export type SchemaRecord = { readonly key: Uint8Array; readonly value: Uint8Array }
-export type SchemaWriter = {
+type SchemaWriter = {
   /** The encoder of a table, the same for the same schema object; and the records to append with or before its first record: only the first call for a schema brings any. `topic` names the subjects a registry would use. */
   encoder(schema: TableSchema, topic?: string): { readonly encoder: Encoder; readonly fresh: readonly SchemaRecord[] }
 }
-export type SchemaReader = {
+type SchemaReader = {
   decoder(id: number): Decoder | undefined
   /** Reads the schemas topic on until `decoder` knows the id; calls may overlap. LOG_GAP if it does not come in time. */
   load(id: number, signal: AbortSignal): Promise<void>

@@ -9,13 +9,13 @@ export type KafkaAddress = {
   readonly sasl?: KafkaLogin | undefined
 }
 /** PEM texts. */
-export type KafkaTls = {
+type KafkaTls = {
   readonly ca?: string | undefined
   readonly cert?: string | undefined
   readonly key?: string | undefined
   readonly servername?: string | undefined
 }
-export type KafkaLogin = {
+type KafkaLogin = {
   readonly mechanism: 'plain' | 'scram-sha-256' | 'scram-sha-512'
   readonly username: string
   readonly password: string
@@ -36,7 +36,7 @@ export interface Wire {
 }
 
 /** The shortest wait for an answer, and the longest for a connection, in ms. */
-export const requestTimeout = 10_000
+const requestTimeout = 10_000
 const connectionTimeout = 3_000
 /** The library keeps its second connection for this request. */
 const fetchKey = 1

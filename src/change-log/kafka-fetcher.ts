@@ -25,7 +25,7 @@ const grace = 10_000
 const complainAfter = 10_000
 
 /** Reads at explicit offsets. `fetch` may be called side by side: each call under way has connections of its own, because a broker answers a connection in order. */
-export interface KafkaFetcher {
+interface KafkaFetcher {
   fetch(from: readonly Offset[], maxWait: number, signal: AbortSignal): Promise<readonly FetchedBatch[]>
   close(): void
 }

@@ -11,7 +11,7 @@ import { kafkaProducer } from './kafka-producer.ts'
 import { openTopics } from './kafka-topics.ts'
 
 /** `replication`: copies of each partition of topics made by us; with 1 "acknowledged" means "survives the process". `retentionMs`: default seven days. */
-export type KafkaLogOptions = KafkaAddress & { readonly replication: number; readonly retentionMs?: number | undefined }
+type KafkaLogOptions = KafkaAddress & { readonly replication: number; readonly retentionMs?: number | undefined }
 
 const firstAnswer = 10_000
 const week = 7 * 24 * 3600 * 1000

@@ -18,7 +18,7 @@ import { stamp, tooLarge } from './record-batch.ts'
 import { splitBatch } from './split-batch.ts'
 
 /** Appends rounds. One producer id for all; a sequence a partition, which moves only when a batch is known to be in the log. */
-export interface KafkaProducer {
+interface KafkaProducer {
   append(round: readonly EncodedBatch[], signal: AbortSignal): Promise<readonly Offset[]>
 }
 

@@ -5,15 +5,15 @@ import type { KafkaRequest } from './kafka-client.ts'
 
 /** The few requests we write ourselves; for the others the library's own are used. Layouts: https://kafka.apache.org/protocol */
 export type BrokerAt = { readonly id: number; readonly host: string; readonly port: number }
-export type PartitionLeader = { readonly partition: number; readonly leader: number; readonly error: number }
-export type TopicFound = {
+type PartitionLeader = { readonly partition: number; readonly leader: number; readonly error: number }
+type TopicFound = {
   readonly name: string
   readonly id: string
   readonly error: number
   readonly partitions: readonly PartitionLeader[]
 }
 export type Metadata = { readonly brokers: readonly BrokerAt[]; readonly topics: readonly TopicFound[] }
-export type ProduceAnswer = {
+type ProduceAnswer = {
   readonly topic: string
   readonly partition: number
   readonly error: number

@@ -7,7 +7,7 @@ import { kafkaOf, type KafkaAddress } from './kafka-client.ts'
 import { abortable, otherTopic, type KafkaCluster } from './kafka-cluster.ts'
 import { KafkaError, type Metadata } from './kafka-protocol.ts'
 
-export type TopicDefaults = { readonly replication: number; readonly retentionMs: number }
+type TopicDefaults = { readonly replication: number; readonly retentionMs: number }
 
 /** Topics in one request to the broker. */
 const atOnce = 200
@@ -184,7 +184,7 @@ function mismatch(topic: string, observed: readonly string[], needed: readonly s
   })
 }
 
-export function asKafkaFailure(error: unknown, address: KafkaAddress): Failure {
+function asKafkaFailure(error: unknown, address: KafkaAddress): Failure {
   const name = error instanceof Error ? error.name : ''
   if (!name.startsWith('KafkaJS')) return asFailure(error)
   const observed = error instanceof Error ? error.message : String(error)

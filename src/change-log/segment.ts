@@ -19,7 +19,7 @@ export type Segment = {
   /** Sparse: offsets of batches, and where they begin. */
   readonly index: { readonly offset: number; readonly at: number }[]
 }
-export type SegmentHeader = {
+type SegmentHeader = {
   /** '' if it is the first. */
   readonly predecessor: string
   readonly predecessorBytes: number

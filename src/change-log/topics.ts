@@ -37,7 +37,7 @@ export function schemasTopic(pipeline: string): string {
 }
 
 /** Changes passed over by an operator's decision, with their context. */
-export function skippedTopic(pipeline: string): string {
+function skippedTopic(pipeline: string): string {
   return `${escape(pipeline)}.skipped`
 }
 

@@ -12,7 +12,7 @@ import { live, type Screen } from './live.ts'
 import { countFindings, failureJson, plain, renderFailure, renderFindings, type Paint } from './report.ts'
 import { renderStatus } from './status.ts'
 
-export type Connectors = (type: string) => Promise<Connector>
+type Connectors = (type: string) => Promise<Connector>
 /** What a command needs of the world; `main.ts` gives the real one. */
 export type Host = {
   readonly version: string

@@ -10,7 +10,7 @@ export type Screen = {
   readonly rows: number
 }
 /** Shows a run. `show` may be called as often as there is news; what is drawn is bounded here. `end` leaves the last state standing. */
-export interface Live {
+interface Live {
   show(status: Status): void
   end(): void
 }

@@ -3,7 +3,7 @@ import { formatBytes, formatClock, formatCount, formatRange, formatShort, pad, p
 import { glyphs, type Paint, type Style } from './report.ts'
 
 /** How far the copy is: parts of the tables' estimated rows, where a finished chunk counts whatever the estimate was. */
-export type CopyProgress = {
+type CopyProgress = {
   readonly tablesDone: number
   readonly tables: number
   readonly rows: bigint
@@ -35,7 +35,7 @@ export function copyProgress(tables: readonly TableStatus[]): CopyProgress {
 }
 
 /** Rate and time left from what was seen so far. `observe` at most a few times a second, `now` in ms. */
-export interface Pace {
+interface Pace {
   observe(status: Status, now: number): void
   readonly rowsPerSecond: number
   /** Seconds left by the faster and the slower of the recent and the long rate; undefined until enough was seen, or while nothing moves. */
@@ -113,7 +113,7 @@ export function renderVerdict(status: Status, paint: Paint): string {
 }
 
 /** Never a number that is not proved. */
-export function lagText({ lag, target }: Status, now: number): string {
+function lagText({ lag, target }: Status, now: number): string {
   if (lag.proved && lag.seconds !== null) return `lag ${lag.seconds.toFixed(1)} s`
   if (target.watermarkAt === null) return 'lag unknown'
   return `lag unknown, proved up to ${formatClock(Math.max(0, (now - target.watermarkAt) / 1000))} ago`

@@ -94,7 +94,7 @@ const levels = {
 } as const
 const order = ['blocker', 'unknown', 'warning', 'ok'] as const
 
-export type FindingCounts = Readonly<Record<Finding['level'], number>>
+type FindingCounts = Readonly<Record<Finding['level'], number>>
 
 export function countFindings(findings: readonly Finding[]): FindingCounts {
   const counts = { ok: 0, warning: 0, blocker: 0, unknown: 0 }

@@ -28,7 +28,7 @@ export type LoadedConfig = {
   /** Where a key of the file stands, with file and line; undefined for one left to its default. */
   readonly locate: (key: string) => string | undefined
 }
-export type LoadOptions = {
+type LoadOptions = {
   /** To check the databases' own keys with their lines; without it only the rest is checked. Rejects for an unknown type. */
   readonly connectors?: (type: string) => Promise<Connector>
   /** The folder that paths in messages are shown from. */

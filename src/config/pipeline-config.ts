@@ -2,20 +2,20 @@ import * as z from 'zod'
 import { parsePattern } from './table-pattern.ts'
 
 /** A database: which connector, and the rest of its mapping as the file has it, which only that connector understands. */
-export type Endpoint = { readonly type: string; readonly [key: string]: unknown }
+type Endpoint = { readonly type: string; readonly [key: string]: unknown }
 export type Mode = 'full' | 'incremental' | 'hybrid'
-export type Tls = {
+type Tls = {
   readonly ca?: string | undefined
   readonly cert?: string | undefined
   readonly key?: string | undefined
   readonly servername?: string | undefined
 }
-export type Sasl = {
+type Sasl = {
   readonly mechanism: 'plain' | 'scram-sha-256' | 'scram-sha-512'
   readonly username: string
   readonly password: string
 }
-export type KafkaLogConfig = {
+type KafkaLogConfig = {
   readonly type: 'kafka'
   readonly brokers: readonly string[]
   readonly partitions: number
@@ -24,7 +24,7 @@ export type KafkaLogConfig = {
   readonly sasl?: Sasl | undefined
 }
 /** `dir`: absolute. */
-export type EmbeddedLogConfig = { readonly type: 'embedded'; readonly dir: string; readonly partitions: number }
+type EmbeddedLogConfig = { readonly type: 'embedded'; readonly dir: string; readonly partitions: number }
 export type PipelineConfig = {
   readonly name: string
   readonly mode: Mode
@@ -51,12 +51,12 @@ const units: Readonly<Record<string, number>> = { '': 1, B: 1, KiB: 1024, MiB: 1
 const sizePattern = /^(\d+)\s?(B|KiB|MiB|GiB)?$/
 
 /** Bytes of `4MiB`; NaN where it is no size. */
-export function parseSize(text: string): number {
+function parseSize(text: string): number {
   const [, digits = '', unit = ''] = sizePattern.exec(text.trim()) ?? []
   return digits === '' ? Number.NaN : Number(digits) * (units[unit] ?? Number.NaN)
 }
 
-export function formatSize(bytes: number): string {
+function formatSize(bytes: number): string {
   for (const unit of ['GiB', 'MiB', 'KiB']) {
     const size = units[unit] ?? 1
     if (bytes >= size && bytes % size === 0) return `${bytes / size}${unit}`

@@ -1,12 +1,12 @@
 /** `${env:NAME}`, `${env:NAME:-default}` (the default also where NAME is empty) and `${file:PATH}`; `$${` stands for `${`. */
 const reference = /\$\$\{|\$\{([^}]*)\}?/g
 
-export type Lookup = {
+type Lookup = {
   readonly env: Readonly<Record<string, string | undefined>>
   /** Throws where there is no such file. */
   readonly readFile: (path: string) => string
 }
-export type Resolved = {
+type Resolved = {
   readonly text: string
   /** Whether any of it came from outside the file. */
   readonly foreign: boolean

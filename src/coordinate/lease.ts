@@ -41,7 +41,7 @@ export type Clock = () => number
 /** Resolves after `ms`; rejects when `signal` aborts. */
 export type Sleep = (ms: number, signal: AbortSignal) => Promise<void>
 
-export type LeaseOptions = {
+type LeaseOptions = {
   readonly clock?: Clock
   readonly sleep?: Sleep
   /** True only if the owner of this name is certainly gone: its lease need not run out. */

@@ -7,7 +7,7 @@ import { origin, tableName, type Chunk, type Position, type TableSchema, type To
 import { copyChunk } from './copy-chunk.ts'
 import { inOrder, missingChunks, type TablePlan } from './plan.ts'
 
-export type CopiedTable = {
+type CopiedTable = {
   readonly schema: TableSchema
   readonly partitions: readonly TopicPartition[]
   readonly plan: TablePlan
