@@ -6,7 +6,7 @@ import { Failure } from '../../src/errors.ts'
 import { partitionName, type Offset, type TopicPartition } from '../../src/model.ts'
 
 /** What an implementation gives the suite. */
-export interface ChangeLogUnderTest {
+interface ChangeLogUnderTest {
   /** Opens the same log again after the former was disposed of; side by side only where `sideBySide`. */
   open(): Promise<ChangeLog>
   /** A fresh topic name. */

@@ -44,7 +44,7 @@ export const items: TableSchema = {
   ],
 }
 /** The key's order is not the columns'. */
-export const pairs: TableSchema = {
+const pairs: TableSchema = {
   ...base,
   table: { schema: 'public', name: 'Pairs "of" two' },
   key: [2, 0],
@@ -68,7 +68,7 @@ const position = (n: number): Position => String(n).padStart(16, '0') as Positio
 export function advance(from: Checkpoint, by = 1, at: Position = position(from.offset + by)): Advance {
   return { from: from.offset, to: { ...from, offset: from.offset + by, mark: { position: at, seq: 0 } } }
 }
-export const empty: LaneBatch = {
+const empty: LaneBatch = {
   groups: [],
   inOrder: undefined,
   mayMiss: false,

@@ -1,7 +1,7 @@
 import { styleText } from 'node:util'
 
 /** Tells what happens, a line at a time, with the seconds since the start; one line may move while something is under way. */
-export interface Story {
+interface Story {
   title(text: string): void
   chapter(name: string): void
   done(text: string, remark?: string): void

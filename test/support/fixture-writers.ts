@@ -3,8 +3,8 @@ import pg from 'pg'
 import { connected } from './shop.ts'
 
 /** One transaction's statements. */
-export type Writing = readonly string[]
-export interface Writers<Result> extends AsyncDisposable {
+type Writing = readonly string[]
+interface Writers<Result> extends AsyncDisposable {
   readonly commits: () => number
   /** Ends them; a repeat resolves to the same. */
   stop(): Promise<Result>

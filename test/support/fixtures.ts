@@ -44,7 +44,7 @@ async function psql(url: string, text: string): Promise<void> {
 const userSchemas = `not in ('information_schema', 'crossfade') and n.nspname !~ '^pg_'`
 
 /** Tables with rows of their own, as names for SQL. */
-export async function tablesOf(url: string): Promise<readonly string[]> {
+async function tablesOf(url: string): Promise<readonly string[]> {
   await using client = await connected(url)
   const { rows } = await client.query<{ name: string }>(
     `select format('%I.%I', n.nspname, c.relname) as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -105,7 +105,7 @@ export async function definitionsOf(url: string): Promise<readonly string[]> {
 }
 
 /** How far a sequence is: what comes next, in steps from its start; so a descending one counts upwards too. */
-export type Progress = { readonly name: string; readonly steps: number }
+type Progress = { readonly name: string; readonly steps: number }
 
 export async function sequencesOf(url: string): Promise<readonly Progress[]> {
   await using client = await connected(url)

@@ -3,7 +3,7 @@ import { tableName, type Effect } from '../../src/model.ts'
 import { readImage } from '../../src/rows.ts'
 
 /** One change as plain values, for comparisons in tests. A cell is text, null, or undefined where absent. */
-export type FlatCell = string | null | undefined
+type FlatCell = string | null | undefined
 export type Flat =
   | {
       readonly kind: 'change'

@@ -22,7 +22,7 @@ export function textCellsOf(schema: TableSchema, values: readonly Value[]): read
   })
 }
 
-export function nativeOf(form: Exclude<TableSchema['columns'][number]['form'], 'text'>, value: string): Buffer {
+function nativeOf(form: Exclude<TableSchema['columns'][number]['form'], 'text'>, value: string): Buffer {
   const bytes = Buffer.alloc(8)
   switch (form) {
     case 'bool':

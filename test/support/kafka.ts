@@ -15,7 +15,7 @@ const librariesName = `kafka-${release}`
 const metadataLog = '__cluster_metadata-0'
 const firstSnapshot = '00000000000000000000-0000000000.checkpoint'
 
-export interface KafkaOptions {
+interface KafkaOptions {
   /** Each node is broker and controller. Default 1. */
   readonly nodes?: 1 | 3
   /** Over the defaults below, for every node; keys as in server.properties. */

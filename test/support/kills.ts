@@ -4,7 +4,7 @@ import { kafka, postgres } from './servers.ts'
 import { compareShops, createShop, loadShop, startWriters } from './shop.ts'
 import { until, workplace, type Worker } from './worker.ts'
 
-export type Killing = {
+type Killing = {
   readonly seed: number
   readonly rows: number
   /** Deaths in all; about a third of them while tables are copied. */

@@ -19,10 +19,10 @@ import {
 } from '../../src/model.ts'
 import { Op, readImage, rowsOf, Tag, type Cell, type ChangeBatch, type LaneBatch, type Rows } from '../../src/rows.ts'
 
-export type Call = 'apply' | 'arrive' | 'load' | 'claim' | 'setCopy'
+type Call = 'apply' | 'arrive' | 'load' | 'claim' | 'setCopy'
 /** `reject`: fails before anything is written. `failAfterWrite`: everything is written, the answer is lost. `hold`: waits before it writes.
  *  `holdAnswer`: writes, then waits. */
-export type Fault =
+type Fault =
   | { readonly kind: 'reject'; readonly error?: Error }
   | { readonly kind: 'failAfterWrite'; readonly error?: Error }
   | { readonly kind: 'hold'; readonly until: Promise<unknown> }

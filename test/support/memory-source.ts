@@ -6,15 +6,15 @@ import { compareKeys } from './memory-sink.ts'
 import { Op, Tag, rowsOf, type Cell, type Rows, type Transaction } from '../../src/rows.ts'
 
 /** A row as text cells; null is NULL, undefined absent. */
-export type MemoryRow = readonly (string | null | undefined)[]
-export type MemoryChange =
+type MemoryRow = readonly (string | null | undefined)[]
+type MemoryChange =
   | { readonly kind: 'insert'; readonly table: TableSchema; readonly row: MemoryRow }
   /** `row`: the new one, absent cells unchanged. `key`: of the row before, in the order of the schema's key. */
   | { readonly kind: 'update'; readonly table: TableSchema; readonly key: readonly string[]; readonly row: MemoryRow }
   | { readonly kind: 'delete'; readonly table: TableSchema; readonly key: readonly string[] }
   | { readonly kind: 'truncate'; readonly tables: readonly TableSchema[] }
 /** What goes wrong at the next calls; each is used up by one call. */
-export type MemoryFaults = { changes?: Error; pull?: Error; emit?: Error; snapshot?: Error }
+type MemoryFaults = { changes?: Error; pull?: Error; emit?: Error; snapshot?: Error }
 
 /** A source in this process: one database, any number of handles on it. Positions are 16 hex digits, as far apart as commits are. */
 export interface MemoryDatabase {

@@ -14,7 +14,7 @@ const require = createRequire(import.meta.url)
 
 export type PostgresVersion = 18 | 15 | 14
 
-export interface PostgresOptions {
+interface PostgresOptions {
   readonly version?: PostgresVersion
   /** Over the defaults below; a value as in postgresql.conf, unquoted. */
   readonly settings?: Readonly<Record<string, string | number>>

@@ -16,7 +16,7 @@ export interface ServerProcess {
   gone(ms: number): Promise<boolean>
 }
 
-export interface Launch {
+interface Launch {
   readonly command: string
   readonly args: readonly string[]
   readonly env?: NodeJS.ProcessEnv

@@ -2,7 +2,7 @@ import { run } from 'node:test'
 import type { TestEvent } from 'node:test/reporters'
 import { inspect } from 'node:util'
 
-export interface Failure {
+interface Failure {
   readonly name: string
   /** file:line:column of the test. */
   readonly place: string

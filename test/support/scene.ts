@@ -20,13 +20,13 @@ export interface Scene extends AsyncDisposable {
   /** What is wrong with `tables` at the target: for `until`. */
   differences(tables?: readonly string[]): Promise<readonly string[]>
 }
-export type Told = {
+type Told = {
   readonly object?: string
   readonly observed?: string
   readonly needed?: string
   readonly next?: string
 }
-export type Refusal = Ended & { readonly error: Told & { readonly code: string; readonly all?: readonly Told[] } }
+type Refusal = Ended & { readonly error: Told & { readonly code: string; readonly all?: readonly Told[] } }
 
 export async function scene({
   source,

@@ -7,7 +7,7 @@ import { postgresMissing, sql, startPostgres, type PostgresVersion } from './pos
 export type Need = 'pg' | 'pg15' | 'pg14' | 'kafka'
 
 /** A server that others use at the same moment: databases are ours, settings, roles and slots' number are not. */
-export interface SharedPostgres {
+interface SharedPostgres {
   readonly version: PostgresVersion
   /** For a superuser and database postgres. */
   readonly adminUrl: string
@@ -16,7 +16,7 @@ export interface SharedPostgres {
   database(prefix: string): Promise<string>
 }
 
-export interface SharedKafka {
+interface SharedKafka {
   readonly brokers: readonly string[]
   /** Fresh at each call: what topics and groups of the caller start with. */
   readonly prefix: string

@@ -11,7 +11,7 @@ import { postgres } from '../../support/servers.ts'
 export const never: AbortSignal = new AbortController().signal
 export const at: TopicPartition = { topic: 't', partition: 0 }
 
-export interface Bench extends AsyncDisposable {
+interface Bench extends AsyncDisposable {
   readonly url: string
   readonly sink: Sink
   readonly lane: Lane

@@ -15,7 +15,7 @@ import { valuesOf, type Row, type Value } from './rows-for-tests.ts'
 
 /** A target's content as plain maps. Keyless tables keep a row with its number of copies. */
 export type Content = Map<string, Map<string, { row: Value[]; copies: number }>>
-export type ModelLane = {
+type ModelLane = {
   apply(batch: LaneBatch, advances: readonly Advance[], signal: AbortSignal): Promise<readonly TopicPartition[]>
   arrive(barrier: Barrier, advance: Advance, signal: AbortSignal): Promise<'done' | 'waiting' | 'lost'>
 }
@@ -153,7 +153,7 @@ function applyGroups(content: Content, { groups, inOrder, mayMiss }: LaneBatch):
   if (inOrder !== undefined) applyChanges(content, inOrder, mayMiss)
 }
 
-export function applyChanges(content: Content, batch: ChangeBatch, mayMiss: boolean): void {
+function applyChanges(content: Content, batch: ChangeBatch, mayMiss: boolean): void {
   for (let i = 0; i < batch.count; i++) {
     const schema = batch.schemas[batch.table[i] ?? 0]
     assert.ok(schema !== undefined)

@@ -11,7 +11,7 @@ export type Change = {
   readonly old?: Row
   readonly row?: Row
 }
-export type Commit = { readonly position: Position; readonly changes: readonly Change[] }
+type Commit = { readonly position: Position; readonly changes: readonly Change[] }
 
 export function tableOf(name: string, more: Partial<TableSchema> = {}): TableSchema {
   const table: TableId = { schema: 'public', name }

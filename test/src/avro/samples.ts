@@ -100,7 +100,7 @@ export const schemas: fc.Arbitrary<TableSchema> = fc
   .chain((schema) => fc.shuffledSubarray(schema.columns.map((_, i) => i)).map((key) => ({ ...schema, key })))
 
 const isNull: Sample = { sent: null, wire: null, read: null }
-export const isAbsent: Sample = { sent: undefined, wire: null, read: undefined }
+const isAbsent: Sample = { sent: undefined, wire: null, read: undefined }
 
 function row(schema: TableSchema, old: boolean): fc.Arbitrary<Row> {
   return fc.tuple(

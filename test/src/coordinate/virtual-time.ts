@@ -1,7 +1,7 @@
 import type { Clock, Sleep } from '../../../src/coordinate/lease.ts'
 
 /** Time that moves only when told. Everything that sleeps is woken in order of its hour; between two of them all that can go on goes on. */
-export type VirtualTime = {
+type VirtualTime = {
   readonly clock: Clock
   readonly sleep: Sleep
   /** Wakes the next sleeper; false when nobody sleeps. */
