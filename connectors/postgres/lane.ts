@@ -27,7 +27,10 @@ export function openLane(session: Session): Lane {
     load: (schema, chunk, data, epoch, signal) =>
       session.call(signal, async () => await load(session, schema, chunk, data, epoch)),
     repair: (at, schema, keys, read, signal) =>
-      session.call(signal, async () => await repair(session, at, schema, keys, read)),
+      session.call(signal, async () => {
+        await session.nameWrites()
+        await repair(session, at, schema, keys, read)
+      }),
     formats(schema) {
       const table = session.targets.get(schema.table)
       // Without the same columns on both sides bytes would land in the wrong ones.
