@@ -325,15 +325,6 @@ export async function finishBarrier(client: ClientBase, pipeline: string, barrie
   ])
 }
 
-/** Whether this partition has passed a barrier that is done: an answer was lost. */
-export async function hasPassed(client: ClientBase, pipeline: string, barrier: Barrier): Promise<boolean> {
-  const { rows } = await client.query<{ done: boolean }>(
-    'select done from crossfade.barrier where pipeline = $1 and position = $2 and seq = $3',
-    [pipeline, barrier.mark.position, barrier.mark.seq],
-  )
-  return rows[0]?.done === true
-}
-
 /** Sets each sequence so that `value` comes next; one that is not there is left out. */
 export async function setSequences(
   client: ClientBase,

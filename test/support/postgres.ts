@@ -203,12 +203,6 @@ export async function startPostgres(options: PostgresOptions = {}, signal?: Abor
   return server
 }
 
-/** Runs a program of the installation (`pg_basebackup`, `pg_dump`, `psql`: Debian's only) and resolves to its output. */
-export async function postgresTool(name: string, args: readonly string[]): Promise<string> {
-  const { stdout } = await run(join(debianDir, 'bin', name), [...args], { maxBuffer: 1 << 28 })
-  return stdout
-}
-
 const debianDir = '/usr/lib/postgresql/15'
 
 function isReady(dataDir: string, pid: number): boolean {
