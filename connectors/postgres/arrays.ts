@@ -1,25 +1,13 @@
 import type { Form, TableSchema } from '../../src/model.ts'
 import type { Output } from '../../src/output.ts'
 import { Tag, type Rows } from '../../src/rows.ts'
+import { nativeOids, nativeText } from './types.ts'
 
 /** Which images of `rows` a statement takes: `count` of them from image `first` on, each `step`-th. */
 export type Slice = { readonly rows: Rows; readonly first: number; readonly step: number; readonly count: number }
 
 export function slice(rows: Rows, first = 0, count: number = rows.count, step = 1): Slice {
   return { rows, first, count, step }
-}
-
-const textOid = 25
-/** The type whose array carries a form's bytes as they are. */
-export const elementOids: Readonly<Record<Form, number>> = {
-  bool: 16,
-  bytes: 17,
-  int64: 20,
-  int16: 21,
-  int32: 23,
-  float32: 700,
-  float64: 701,
-  text: textOid,
 }
 
 /** Number of cells of the slice's images: that of the table's columns, or of its key's where only keys are given; 0 for an empty image. */
@@ -115,7 +103,7 @@ export function appendArrays(
       }
       const own = columns[c]?.form ?? 'text'
       if (tag === Tag.native && form === 'text' && own !== 'text') {
-        const printed = Buffer.from(printNative(own, source.subarray(from + 5, end)))
+        const printed = Buffer.from(nativeText(own, source.subarray(from + 5, end)))
         out.at = to
         out.reserve(bound + 4 + printed.length)
         bytes = out.bytes
@@ -130,47 +118,10 @@ export function appendArrays(
     setInt32(bytes, head, to - head - 4)
     setInt32(bytes, head + 4, 1)
     setInt32(bytes, head + 8, nulls)
-    setInt32(bytes, head + 12, elementOids[form])
+    setInt32(bytes, head + 12, nativeOids[form])
     setInt32(bytes, head + 16, count)
     setInt32(bytes, head + 20, 1)
   }
   out.at = to
   return undefined
-}
-
-/** Text that the database's own input reads as the value. */
-export function printNative(form: Form, cell: Buffer): string {
-  switch (form) {
-    case 'bool':
-      return cell[0] === 0 ? 'f' : 't'
-    case 'int16':
-      return String(cell.readInt16BE(0))
-    case 'int32':
-      return String(cell.readInt32BE(0))
-    case 'int64':
-      return String(cell.readBigInt64BE(0))
-    case 'float32':
-      return printFloat(Math.fround(cell.readFloatBE(0)), 9)
-    case 'float64':
-      return printFloat(cell.readDoubleBE(0), 17)
-    case 'bytes':
-      return `\\x${cell.toString('hex')}`
-    case 'text':
-      return cell.toString()
-    default:
-      return form satisfies never
-  }
-}
-
-function printFloat(value: number, digits: number): string {
-  if (!Number.isFinite(value) || Number.isInteger(value)) return Object.is(value, -0) ? '-0' : String(value)
-  // The shortest decimal of a float32 that reads back as the same; JavaScript prints its float64.
-  if (digits === 9) {
-    for (let n = 6; n < 9; n++) {
-      const text = value.toPrecision(n)
-      if (Math.fround(Number(text)) === value) return text
-    }
-    return value.toPrecision(9)
-  }
-  return String(value)
 }

@@ -1,11 +1,12 @@
 import { Failure } from '../../src/errors.ts'
 import { tableName, type Form, type TableSchema } from '../../src/model.ts'
 import type { Output } from '../../src/output.ts'
-import { appendArrays, elementOids, readTags, width, type Slice } from './arrays.ts'
+import { Tag } from '../../src/rows.ts'
+import { appendArrays, readTags, width, type Slice } from './arrays.ts'
 import { beginBind, endBind } from './frontend.ts'
 import { ident, qualified } from './queries.ts'
 import type { CatalogColumn, CatalogTable } from './schema.ts'
-import { Tag } from '../../src/rows.ts'
+import { nativeOids } from './types.ts'
 
 /** What a statement does with its rows.
  *  `insert`: no key. `upsert`: by key. `update`: present columns by key; raises unless each row is there. `updateLoose`: the same without the check.
@@ -118,7 +119,7 @@ export function wantedForm({ schema, columns }: Plan, c: number): Form | undefin
   const own = column.base.oid
   // A float's cast to numeric rounds, and a boolean's to text prints another word than the source does.
   if (form === 'float32' || form === 'float64') return own === 700 || own === 701 ? form : 'text'
-  if (form === 'bool' || form === 'bytes') return own === elementOids[form] ? form : 'text'
+  if (form === 'bool' || form === 'bytes') return own === nativeOids[form] ? form : 'text'
   return form
 }
 

@@ -18,28 +18,16 @@ export function formOf(typeOid: number): Form {
   return forms.get(typeOid) ?? 'text'
 }
 
-/** The type whose binary form is a form's bytes; 25 (text) for text. Oid columns (26) are int64 in the log: the sink casts. */
-export function nativeOid(form: Form): number {
-  switch (form) {
-    case 'bool':
-      return 16
-    case 'bytes':
-      return 17
-    case 'int64':
-      return 20
-    case 'int16':
-      return 21
-    case 'int32':
-      return 23
-    case 'float32':
-      return 700
-    case 'float64':
-      return 701
-    case 'text':
-      return 25
-    default:
-      return form satisfies never
-  }
+/** The type whose binary form is a form's bytes. Oid columns (26) are int64 in the log: the sink casts. */
+export const nativeOids: Readonly<Record<Form, number>> = {
+  bool: 16,
+  bytes: 17,
+  int64: 20,
+  int16: 21,
+  int32: 23,
+  float32: 700,
+  float64: 701,
+  text: 25,
 }
 
 /**
@@ -115,7 +103,11 @@ export function textOf(column: CatalogColumn, quoted: string): string {
 /** A cell of a row image as the text the server reads. */
 export function cellText(form: Form, cell: { readonly tag: number; readonly bytes: Uint8Array }): string {
   const bytes = Buffer.from(cell.bytes.buffer, cell.bytes.byteOffset, cell.bytes.byteLength)
-  if (cell.tag !== Tag.native) return bytes.toString('utf8')
+  return cell.tag === Tag.native ? nativeText(form, bytes) : bytes.toString('utf8')
+}
+
+/** Text that the database's own input reads as the value of a native cell. */
+export function nativeText(form: Form, bytes: Buffer): string {
   switch (form) {
     case 'bool':
       return bytes[0] === 0 ? 'f' : 't'
@@ -126,9 +118,9 @@ export function cellText(form: Form, cell: { readonly tag: number; readonly byte
     case 'int64':
       return String(bytes.readBigInt64BE())
     case 'float32':
-      return floatText(bytes.readFloatBE())
+      return float32Text(bytes.readFloatBE())
     case 'float64':
-      return floatText(bytes.readDoubleBE())
+      return float64Text(bytes.readDoubleBE())
     case 'bytes':
       return `\\x${bytes.toString('hex')}`
     case 'text':
@@ -138,6 +130,16 @@ export function cellText(form: Form, cell: { readonly tag: number; readonly byte
   }
 }
 
-function floatText(value: number): string {
+function float64Text(value: number): string {
   return Object.is(value, -0) ? '-0' : String(value)
+}
+
+/** The shortest decimal that reads back as the same float32: JavaScript prints the double it is kept in. */
+function float32Text(value: number): string {
+  if (!Number.isFinite(value) || Number.isInteger(value)) return float64Text(value)
+  for (let digits = 6; digits < 9; digits++) {
+    const rounded = Number(value.toPrecision(digits))
+    if (Math.fround(rounded) === value) return String(rounded)
+  }
+  return value.toPrecision(9)
 }
