@@ -279,3 +279,12 @@ export async function selectSequenceState(
   )
   return rows[0]
 }
+
+/** After how many ms without a sign of life the server ends a replication connection; a minute where it never does. */
+export async function selectSenderTimeout(client: pg.ClientBase): Promise<number> {
+  const { rows } = await client.query<{ ms: string }>(
+    "select setting as ms from pg_settings where name = 'wal_sender_timeout'",
+  )
+  const ms = Number(rows[0]?.ms)
+  return ms > 0 ? ms : 60_000
+}

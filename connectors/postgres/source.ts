@@ -4,12 +4,14 @@ import type pg from 'pg'
 import type { ChangeStream, Context, Counter, Snapshot, Source } from '../../src/connector.ts'
 import type { StateStore } from '../../src/coordinate/state-store.ts'
 import { Failure } from '../../src/errors.ts'
-import { origin, tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
+import { tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
+import { ask } from './answer.ts'
 import { checkSource } from './check.ts'
 import { close, connect, replicationOptions, type PostgresConfig } from './config.ts'
 import { readDdl } from './ddl.ts'
-import { mapError, sqlState } from './errors.ts'
-import { lsnOf, parseLsn, positionOf, printLsn } from './position.ts'
+import { checkPlace, followTimeline } from './divergence.ts'
+import { parseLsn, positionOf } from './position.ts'
+import { qualified } from './queries.ts'
 import { openReader } from './reader.ts'
 import {
   checkPublication,
@@ -29,16 +31,15 @@ import {
   dropPublication,
   dropSlot,
   emitMessage,
-  identifySystem,
   selectInProgress,
   selectPublication,
   selectPublicationDigest,
   selectRoots,
+  selectSenderTimeout,
   selectSequences,
   selectSequenceState,
   selectServerVersion,
   selectSlot,
-  timelineHistory,
   type PublicationRow,
   type SlotRow,
   type Transactions,
@@ -88,15 +89,6 @@ export async function openSource(
     throw new Failure('UNSUPPORTED', { object: 'source', observed: `version ${serverVersion}`, needed: '14 or later' })
   }
 
-  /** One answer of the server, or the end of the wait. */
-  async function ask<T>(asked: Promise<T>, signal: AbortSignal, object?: string): Promise<T> {
-    try {
-      return await orAborted(asked, signal)
-    } catch (error) {
-      if (signal.aborted) throw signal.reason
-      throw sourceFailure(error, object)
-    }
-  }
   /** What reads and writes the record runs one after the other. */
   function inTurn<T>(work: () => Promise<T>): Promise<T> {
     const mine = turn.then(work)
@@ -241,29 +233,10 @@ export async function openSource(
     }
   }
 
-  /** H11: the log that positions count in must be the one that was recorded. */
-  async function checkSystem(client: pg.Client, made: Retained, after: Position): Promise<void> {
-    const system = await identifySystem(client)
-    const diverged = (observed: string, needed: string): Failure =>
-      new Failure('SOURCE_DIVERGED', { object: 'source', observed, needed })
-    if (system.systemId !== made.systemId) throw diverged(`system ${system.systemId}`, `system ${made.systemId}`)
-    if (system.timeline === made.timeline) return
-    const line = `timeline ${system.timeline}`
-    if (system.timeline < made.timeline) throw diverged(line, `timeline ${made.timeline} or its successors`)
-    const history = await timelineHistory(client, system.timeline)
-    const left = history
-      .split('\n')
-      .map((text) => text.trim().split(/\s+/))
-      .find(([from]) => Number(from) === made.timeline)
-    const switched = left?.[1]
-    if (switched === undefined) throw diverged(line, `a successor of timeline ${made.timeline}`)
-    if (parseLsn(switched) < lsnOf(after)) {
-      throw diverged(`${line}, which left ${made.timeline} at ${switched}`, `all up to ${printLsn(lsnOf(after))}`)
-    }
-    await inTurn(async () => {
-      const now = await load(stop.signal)
-      await record({ ...(now ?? made), timeline: system.timeline }, stop.signal)
-    })
+  async function sameSystem(client: pg.Client, made: Retained, after: Position): Promise<void> {
+    const timeline = await followTimeline(client, made, after)
+    if (timeline === made.timeline) return
+    await inTurn(async () => await record({ ...((await load(stop.signal)) ?? made), timeline }, stop.signal))
   }
 
   async function changes(after: Position, signal: AbortSignal): Promise<ChangeStream> {
@@ -289,12 +262,12 @@ export async function openSource(
     for (;;) {
       const slot = await ownSlot(signal)
       const confirmed = parseLsn(slot.confirmed_flush_lsn ?? '0/0')
-      checkPlace(made, after, confirmed, parseLsn(slot.insert_lsn))
+      checkPlace(name, made, after, confirmed, parseLsn(slot.insert_lsn))
       await freeSlot(control, pipeline, name, deadline, signal)
       seen.begin(after, await ask(selectInProgress(control), signal))
       try {
         const { statusIntervalMs, readAheadBytes, spool } = options
-        const timeout = await ask(senderTimeout(control), signal)
+        const timeout = await ask(selectSenderTimeout(control), signal)
         const interval = statusIntervalMs ?? Math.max(100, Math.min(5_000, timeout / 4))
         const settings = {
           client: replicationOptions(config, 'stream', pipeline),
@@ -307,7 +280,7 @@ export async function openSource(
           ours: (origin: string) => origin.startsWith(`crossfade:${pipeline}:`),
           dir: join(context.dir, 'source'),
           onDecoded: seen.decoded,
-          prepare: (client: pg.Client) => checkSystem(client, made, after),
+          prepare: (client: pg.Client) => sameSystem(client, made, after),
           statusIntervalMs: interval,
           ...(readAheadBytes === undefined ? {} : { readAheadBytes }),
           ...(spool === undefined ? {} : { spool }),
@@ -318,20 +291,6 @@ export async function openSource(
         if (!taken) throw error
         await sleep(50, undefined, { signal })
       }
-    }
-  }
-
-  function checkPlace(made: Retained, after: Position, confirmed: bigint, end: bigint): void {
-    // Changes up to the newest durable watermark may have been acknowledged, and never one beyond it.
-    const known = after === origin ? BigInt(`0x${made.consistentPoint}`) : lsnOf(after) + 1n
-    const object = `slot ${name}`
-    if (confirmed > known) {
-      const observed = `it was acknowledged up to ${printLsn(confirmed)}`
-      throw new Failure('SOURCE_DIVERGED', { object, observed, needed: `at most ${printLsn(known)}` })
-    }
-    if (known > end + 1n) {
-      const observed = `the source's log ends at ${printLsn(end)}`
-      throw new Failure('SOURCE_DIVERGED', { object, observed, needed: `at least ${printLsn(known)}` })
     }
   }
 
@@ -398,7 +357,7 @@ export async function openSource(
         const now = await ask(selectSequenceState(control, sequence), signal)
         if (!now) continue
         const value = BigInt(now.last_value) + (now.is_called ? BigInt(sequence.increment) : 0n)
-        counters.push({ name: `${quoted(sequence.schema)}.${quoted(sequence.name)}`, value })
+        counters.push({ name: qualified(sequence), value })
       }
       return counters
     },
@@ -419,39 +378,5 @@ export async function openSource(
       stop.abort(new Failure('SERVER_UNREACHABLE', { object: 'source', observed: 'closed' }))
       await close(control)
     },
-  }
-}
-
-function quoted(name: string): string {
-  return `"${name.replaceAll('"', '""')}"`
-}
-
-/** A server that has become a standby, or is still one, has no changes to give: the address may lead to the primary soon. */
-function sourceFailure(error: unknown, object: string | undefined): Error {
-  if (sqlState(error) !== '55000' || !(error instanceof Error) || !/recovery/.test(error.message)) {
-    return mapError(error, object)
-  }
-  const next = 'Use the address of the primary, or promote this server'
-  return new Failure('SERVER_UNREACHABLE', { object: 'source', observed: error.message, next, cause: error })
-}
-
-async function senderTimeout(client: pg.Client): Promise<number> {
-  const { rows } = await client.query<{ ms: string }>(
-    "select setting as ms from pg_settings where name = 'wal_sender_timeout'",
-  )
-  const ms = Number(rows[0]?.ms)
-  return ms > 0 ? ms : 60_000
-}
-
-async function orAborted<T>(asked: Promise<T>, signal: AbortSignal): Promise<T> {
-  signal.throwIfAborted()
-  const { promise, reject } = Promise.withResolvers<never>()
-  const abort = (): void => reject(signal.reason)
-  signal.addEventListener('abort', abort, { once: true })
-  try {
-    return await Promise.race([asked, promise])
-  } finally {
-    signal.removeEventListener('abort', abort)
-    asked.catch(() => {}) // its outcome has no reader after an abort
   }
 }
