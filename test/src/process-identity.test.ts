@@ -36,7 +36,7 @@ it('nothing is certain about a process of another machine, boot or process space
 it('the lease of a process that has ended need not run out', async () => {
   const store = memoryStore()
   const signal = new AbortController().signal
-  await leases(store, 'dead').tryAcquire('capture', 60_000, signal)
+  const dead = await leases(store, 'dead').tryAcquire('capture', 60_000, signal)
   assert.equal(await leases(store, 'patient').tryAcquire('capture', 60_000, signal), undefined)
   const lease = await leases(store, 'informed', { hasEnded: (owner) => owner === 'dead' }).tryAcquire(
     'capture',
@@ -45,4 +45,5 @@ it('the lease of a process that has ended need not run out', async () => {
   )
   assert.ok(lease)
   await lease[Symbol.asyncDispose]()
+  await dead?.[Symbol.asyncDispose]()
 })
