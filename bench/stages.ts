@@ -46,7 +46,8 @@ const partitions = 8
 const repeats = 3
 const limits = { roundBytes: 4 * 2 ** 20, batchBytes: 2 ** 20 }
 
-/** Each stage of a change's way by itself, over the same changes: what one makes is kept, unmeasured, for the next. Medians of three runs, after one that warms up. */
+/** Each stage of a change's way by itself, over the same changes: what one makes is kept, unmeasured, for the next. Medians of three runs, after one
+ *  that warms up. */
 export async function stages({ source, target, kafka }: Servers, backlog: Backlog, name: string): Promise<Stages> {
   const changes = backlog.inserts + backlog.updates + backlog.deletes
   const each = (cpu: readonly number[]): number => median(cpu) / changes
@@ -249,7 +250,8 @@ function encodeAll(
   while (!publisher.idle) send()
 }
 
-/** Reads what was produced, `times` times over, from front to back; resolves with copies of the first part that has every change, and the CPU µs of reading a change. */
+/** Reads what was produced, `times` times over, from front to back; resolves with copies of the first part that has every change, and the CPU µs of
+ *  reading a change. */
 async function fetchAll(
   log: ChangeLog,
   all: readonly TopicPartition[],

@@ -30,7 +30,8 @@ export type TableFilter = (table: TableId) => boolean
 export interface TableReader extends AsyncDisposable {
   /** Ranges of about `rows` rows; a single one where keys cannot be ranged. */
   ranges(schema: TableSchema, rows: number, signal: AbortSignal): Promise<readonly Range[]>
-  /** Rows of a range, by key where there is one. Lent until the next pull. Like `frames` a transaction of its own; TABLE_REWRITTEN if the table is not the one the snapshot saw (H4). */
+  /** Rows of a range, by key where there is one. Lent until the next pull. Like `frames` a transaction of its own; TABLE_REWRITTEN if the table is
+   *  not the one the snapshot saw (H4). */
   rows(schema: TableSchema, range: Range, signal: AbortSignal): AsyncIterable<Rows>
   /** The rows of these keys in the same order; an empty image and version '' where there is none. Equal versions: the same row version. */
   lookup(schema: TableSchema, keys: Rows, signal: AbortSignal): Promise<Rows & { readonly versions: readonly string[] }>
@@ -41,7 +42,8 @@ export interface TableReader extends AsyncDisposable {
   digest?(schema: TableSchema, range: Range, signal: AbortSignal): Promise<Digest>
 }
 /** A view several readers share, also on other workers, until disposed of. Changes after `position` are to be applied to what is read in it.
- *  `exact`: no change up to `position` is missing and none after it is in. Otherwise rows may be newer, and count as consistent once a watermark written after the reading is applied. */
+ *  `exact`: no change up to `position` is missing and none after it is in. Otherwise rows may be newer, and count as consistent once a watermark
+ *  written after the reading is applied. */
 export interface Snapshot extends AsyncDisposable {
   readonly id: string
   readonly position: Position
@@ -58,7 +60,8 @@ export type SourceEvent =
       readonly prefix: string
       readonly content: Uint8Array
     }
-/** Prefix of a message that asks for a watermark at its place: the core's heartbeat. A source yields one of its own, without content, when its server wants to know that all is safe (it is shutting down). */
+/** Prefix of a message that asks for a watermark at its place: the core's heartbeat. A source yields one of its own, without content, when its server
+ *  wants to know that all is safe (it is shutting down). */
 export const heartbeatPrefix = 'crossfade.heartbeat'
 /** Pulled; reads ahead by a bounded number of bytes, then leaves the socket alone. */
 export interface ChangeStream extends AsyncIterable<SourceEvent>, AsyncDisposable {
@@ -84,14 +87,16 @@ export interface Source extends AsyncDisposable {
   /** One more view, for what is copied after a crash or added later. */
   snapshot(signal: AbortSignal): Promise<Snapshot>
   reader(at: Snapshot['id'] | 'now', signal: AbortSignal): Promise<TableReader>
-  /** Whole transactions that commit after `after`, in commit order. Resolves once no former holder can acknowledge any more. One pull brings all that has arrived, up to a bound. */
+  /** Whole transactions that commit after `after`, in commit order. Resolves once no former holder can acknowledge any more. One pull brings all that
+   *  has arrived, up to a bound. */
   changes(after: Position, signal: AbortSignal): Promise<ChangeStream>
   /** Writes a message into the source's log: heartbeat, and proof that a fence has been passed. */
   emit(prefix: string, content: Uint8Array, signal: AbortSignal): Promise<void>
   health(signal: AbortSignal): Promise<Health>
   /** Resolves once a new reader sees every commit up to `position`. */
   visible(position: Position, signal: AbortSignal): Promise<void>
-  /** The source's own DDL for `before` and `after`, for a sink of the same dialect; the core passes it on unread. UNSUPPORTED where `style` needs tools that are not there. */
+  /** The source's own DDL for `before` and `after`, for a sink of the same dialect; the core passes it on unread. UNSUPPORTED where `style` needs
+   *  tools that are not there. */
   ddl?(tables: readonly TableSchema[], style: 'dump' | 'tables', signal: AbortSignal): Promise<Ddl>
   /** Counters behind the tables' columns as they stand now, to be set at the target when a copy becomes consistent. */
   counters?(filter: TableFilter, signal: AbortSignal): Promise<readonly Counter[]>
@@ -114,7 +119,8 @@ export interface Sink extends AsyncDisposable {
     ddl: Ddl | undefined,
     signal: AbortSignal,
   ): Promise<void>
-  /** Holds, moves on or releases a table's partitions, and creates missing checkpoints. Once it resolves no lane commits past the hold and no chunk of another snapshot. Refused if a higher epoch wrote it. */
+  /** Holds, moves on or releases a table's partitions, and creates missing checkpoints. Once it resolves no lane commits past the hold and no chunk
+   *  of another snapshot. Refused if a higher epoch wrote it. */
   setCopy(copy: TableCopy, epoch: Epoch, signal: AbortSignal): Promise<void>
   copies(signal: AbortSignal): Promise<readonly (TableCopy & { readonly done: readonly Chunk['id'][] })[]>
   checkpoints(signal: AbortSignal): Promise<readonly Checkpoint[]>
@@ -125,7 +131,8 @@ export interface Sink extends AsyncDisposable {
 }
 /** One connection to the target. Its calls never overlap; lanes run side by side. */
 export interface Lane extends AsyncDisposable {
-  /** Takes partitions over for this connection (a stuck former one is ended) and returns where to go on. `generation`: the group's; refused if older than the row's. */
+  /** Takes partitions over for this connection (a stuck former one is ended) and returns where to go on. `generation`: the group's; refused if older
+   *  than the row's. */
   claim(partitions: readonly TopicPartition[], generation: number, signal: AbortSignal): Promise<readonly Checkpoint[]>
   /** Locks the partition's checkpoint, lets `read` fetch the rows for it (empty image: no such row), writes them, commits. */
   repair(
@@ -135,9 +142,11 @@ export interface Lane extends AsyncDisposable {
     read: (at: Checkpoint) => Promise<Rows>,
     signal: AbortSignal,
   ): Promise<void>
-  /** Rows and checkpoints, or neither; resolves when committed. Returns the partitions whose row is no longer as the advance expects: then nothing was written. ROW_REJECTED: names the change in `ordered()`. */
+  /** Rows and checkpoints, or neither; resolves when committed. Returns the partitions whose row is no longer as the advance expects: then nothing
+   *  was written. ROW_REJECTED: names the change in `ordered()`. */
   apply(batch: LaneBatch, advances: readonly Advance[], signal: AbortSignal): Promise<readonly TopicPartition[]>
-  /** Commits the checkpoint with the arrival; the last one performs the effect in its transaction. True once the effect is done; ask again until then. */
+  /** Commits the checkpoint with the arrival; the last one performs the effect in its transaction. `waiting`: ask again until it is `done`. `lost`: the
+   *  row is no longer as the advance expects, and nothing was written. */
   arrive(barrier: Barrier, advance: Advance, signal: AbortSignal): Promise<'done' | 'waiting' | 'lost'>
   /** Loads a chunk and marks it done, or neither. Rows loaded; undefined if it was done before. `epoch`: of the chunk's lease. */
   load(
@@ -155,7 +164,8 @@ export type ChunkData =
   | { readonly kind: 'frames'; readonly format: string; readonly frames: AsyncIterable<Uint8Array> }
 /** What a connector is opened with. `dir`: a folder of this pipeline for spilled data, gone after a crash at no loss. */
 export type Context = { readonly pipeline: string; readonly dir: string; readonly log: Logger }
-/** One kind of database. What is absent, it cannot do. `parse` gets the connection's part of the configuration file and throws CONFIG_INVALID naming every bad key. */
+/** One kind of database. What is absent, it cannot do. `parse` gets the connection's part of the configuration file and throws CONFIG_INVALID naming
+ *  every bad key. */
 export interface Connector<Config = unknown> {
   readonly name: string
   parse(raw: unknown): Config

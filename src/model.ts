@@ -1,8 +1,9 @@
 declare const position: unique symbol
 /** A place in one source's log. The text before the first `|` compares as a plain string; the rest is its connector's resume token. */
 export type Position = string & { readonly [position]: true }
-/** Names one change and orders all changes of a source. `position`: start of the commit record (never its end). `seq`: 4 x the number of the source's row message in its transaction,
- *  counted after aborted subtransactions are removed and before any filter of ours, plus 0-3 for the records made from one message; so a re-send numbers alike. */
+/** Names one change and orders all changes of a source. `position`: start of the commit record (never its end). `seq`: 4 x the number of the source's
+ *  row message in its transaction, counted after aborted subtransactions are removed and before any filter of ours, plus 0-3 for the records made
+ *  from one message; so a re-send numbers alike. */
 export type Mark = { readonly position: Position; readonly seq: number }
 /** Fencing token, higher for each new holder. A number, like offsets: below 2^53, checked where it enters. */
 export type Epoch = number
@@ -39,7 +40,8 @@ export type Checkpoint = Offset & {
 }
 /** One partition's step. Its transaction fails unless the row still has this claim, hold and loose, and the offset `from`. */
 export type Advance = { readonly from: number; readonly to: Checkpoint }
-/** Where a table's copy stands; in the target. Not `live`: its partitions hold at `snapshot`, the position its missing chunks are read at ('': no snapshot yet). */
+/** Where a table's copy stands; in the target. Not `live`: its partitions hold at `snapshot`, the position its missing chunks are read at ('': no
+ *  snapshot yet). */
 export type TableCopy = {
   readonly table: TableId
   readonly partitions: readonly TopicPartition[]
@@ -77,7 +79,8 @@ export type Effect =
   | { readonly kind: 'rekey'; readonly schema: TableSchema; readonly oldKey: Uint8Array; readonly newImage: Uint8Array }
   | { readonly kind: 'repartition'; readonly topic: string; readonly partitions: number }
 export type ControlRecord = Watermark | Barrier | EpochRecord
-/** Half-open part of a table in key order. Bounds are written and read by its connector; absent means open. A key that may sort differently at the other end (collation or its version) is one range. */
+/** Half-open part of a table in key order. Bounds are written and read by its connector; absent means open. A key that may sort differently at the
+ *  other end (collation or its version) is one range. */
 export type Range = {
   readonly table: TableId
   readonly from?: string

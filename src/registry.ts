@@ -20,7 +20,8 @@ export async function registeredTables(store: StateStore, signal: AbortSignal): 
 }
 
 /** Compares what the source has with what was recorded, and records tables that are new: their ranges, topic, partitions and pinning are
- *  decided here, once: until the pipeline has `begun` they are decided anew. TABLE_CHANGED for a table that is not as recorded, TABLE_MISSING for one that is gone. */
+ *  decided here, once: until the pipeline has `begun` they are decided anew. TABLE_CHANGED for a table that is not as recorded, TABLE_MISSING for one
+ *  that is gone. */
 export async function registerTables(
   pipeline: string,
   found: readonly TableSchema[],

@@ -7,7 +7,8 @@ export const Tag = { null: 0x6e, absent: 0x75, text: 0x74, native: 0x62 } as con
 export type Rows = { readonly bytes: Uint8Array; readonly starts: Int32Array; readonly count: number }
 /** `patch` carries a description only its connector can apply: it is never folded. */
 export const Op = { insert: 0, update: 1, delete: 2, read: 3, patch: 4 } as const
-/** `first`: index in the batch of its first change here; change i has seq `firstSeq` + 4 (i - first), so a connector leaves no row message out. A long transaction spans batches. Clock: source, ms since 1970. */
+/** `first`: index in the batch of its first change here; change i has seq `firstSeq` + 4 (i - first), so a connector leaves no row message out. A
+ *  long transaction spans batches. Clock: source, ms since 1970. */
 export type Transaction = {
   readonly position: Position
   readonly committedAt: number
@@ -26,7 +27,8 @@ export type ChangeBatch = {
   readonly schemas: readonly TableSchema[]
   readonly transactions: readonly Transaction[]
 }
-/** Changes of one table for one statement; keys are distinct over all groups of a batch. `columns`: those present; the key alone for `delete`. `mayMiss`: an update without a row is no drift. */
+/** Changes of one table for one statement; keys are distinct over all groups of a batch. `columns`: those present; the key alone for `delete`.
+ *  `mayMiss`: an update without a row is no drift. */
 export type RowGroup = {
   readonly schema: TableSchema
   readonly kind: 'delete' | 'upsert' | 'update'
@@ -34,8 +36,9 @@ export type RowGroup = {
   readonly columns: readonly number[]
   readonly rows: Rows
 }
-/** One transaction of a lane. `groups`: folded to the last change per key, deletes first. `inOrder`: tables that are never folded (no key, deferrable key, keys equal but not in bytes, patches), each in its partition's order.
- *  `ordered`: both, unfolded, for the replay after a constraint error; it extends to the end of a source transaction in each partition. */
+/** One transaction of a lane. `groups`: folded to the last change per key, deletes first. `inOrder`: tables that are never folded (no key, deferrable
+ *  key, keys equal but not in bytes, patches), each in its partition's order. `ordered`: both, unfolded, for the replay after a constraint error; it
+ *  extends to the end of a source transaction in each partition. */
 export type LaneBatch = {
   readonly groups: readonly RowGroup[]
   readonly inOrder: ChangeBatch | undefined

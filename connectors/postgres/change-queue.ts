@@ -21,7 +21,8 @@ export interface ChangeQueue {
   readonly empty: boolean
   /** Opens a transaction: what follows belongs to it, numbered from 0. */
   begin(position: Position, committedAt: number, id: string): void
-  /** One row message: old image [oldStart, oldEnd) and new one of `from`, copied; an empty one is none. `fill`: absent cells of the new one are taken from the old, where it has a value: an old key has none beside the key. */
+  /** One row message: old image [oldStart, oldEnd) and new one of `from`, copied; an empty one is none. `fill`: absent cells of the new one are taken
+   *  from the old, where it has a value: an old key has none beside the key. */
   change(
     schema: TableSchema,
     op: number,

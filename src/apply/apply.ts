@@ -8,7 +8,8 @@ import type { Batcher } from './batcher.ts'
 /** How long, in ms, a rejected batch waits for the rest of a source transaction before the rejection counts. */
 const patience = 5000
 
-/** How long, in ms, a pull waits at first while a partition stands at a barrier, which is asked for again after each; doubled up to `maxWait`, as others may copy for hours before they arrive. */
+/** How long, in ms, a pull waits at first while a partition stands at a barrier, which is asked for again after each; doubled up to `maxWait`, as
+ *  others may copy for hours before they arrive. */
 const barrierWait = 10
 
 /** One lane: pull, fold, apply, until `stop` aborts: the batch in hand is finished then. The next pull is under way while a batch is applied.

@@ -17,8 +17,8 @@ export type Table = {
   /** Never folded: no key, keys that may be equal and differ in bytes, or changes only the connector understands. */
   readonly inOrder: boolean
 }
-/** Admitted changes as columns. Images and key bodies lie in arenas of their own, so that nothing of a fetch is kept. Change i has the key keys[key[i], key[i + 1]), the old
- *  image images[old[i], fresh[i]) and the new image images[fresh[i], end[i]). */
+/** Admitted changes as columns. Images and key bodies lie in arenas of their own, so that nothing of a fetch is kept. Change i has the key
+ *  keys[key[i], key[i + 1]), the old image images[old[i], fresh[i]) and the new image images[fresh[i], end[i]). */
 export type Arrived = {
   count: number
   op: Uint8Array

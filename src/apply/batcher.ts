@@ -19,7 +19,8 @@ import { Partition, type Span } from './partition.ts'
 export type Step =
   | { readonly kind: 'batch'; readonly batch: LaneBatch; readonly advances: readonly Advance[] }
   | { readonly kind: 'arrive'; readonly barrier: Barrier; readonly advance: Advance }
-/** Admits, decodes, folds and cuts; no I/O. One lane's: it pulls `wanted`, gives what came to `add`, and takes steps from `next` until there is none; each batch is settled by `lost`, each arrival by `pass`, `lost`, or nothing. */
+/** Admits, decodes, folds and cuts; no I/O. One lane's: it pulls `wanted`, gives what came to `add`, and takes steps from `next` until there is none;
+ *  each batch is settled by `lost`, each arrival by `pass`, `lost`, or nothing. */
 export interface Batcher {
   /** Where to read on; partitions standing at a barrier or a hold, or lost, are left out. What a pull brings counts only for the last call. */
   wanted(): readonly Offset[]
@@ -41,11 +42,13 @@ export interface Batcher {
   next(): Step | undefined
   /** The barrier offered last is done: its partition goes on behind it. */
   pass(barrier: Barrier): void
-  /** Settles the last step: committed without these partitions lost (none: as it was). Otherwise nothing was written: it is put back without them, and they wait for `resume`. */
+  /** Settles the last step: committed without these partitions lost (none: as it was). Otherwise nothing was written: it is put back without them,
+   *  and they wait for `resume`. */
   lost(partitions: readonly TopicPartition[]): void
   /** Puts the last batch back because it was rejected. True if a source transaction may be incomplete in it, so that more records can change that. */
   putBack(): boolean
-  /** Holds that were moved, and partitions that were lost: those of another claim are left alone. `claimed`: the checkpoints come from this lane's own claim, and everything starts from them. */
+  /** Holds that were moved, and partitions that were lost: those of another claim are left alone. `claimed`: the checkpoints come from this lane's
+   *  own claim, and everything starts from them. */
   resume(checkpoints: readonly Checkpoint[], claimed?: boolean): void
 }
 type BatcherOptions = {

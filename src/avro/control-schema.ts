@@ -1,4 +1,5 @@
-/** Avro schemas of control records; the same text stands in schemas/control.avsc. Times are microseconds since 1970; a table's schema is the Avro text of its envelope. */
+/** Avro schemas of control records; the same text stands in schemas/control.avsc. Times are microseconds since 1970; a table's schema is the Avro
+ *  text of its envelope. */
 const partition = {
   type: 'record',
   name: 'Partition',

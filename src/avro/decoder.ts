@@ -65,7 +65,8 @@ type Plan = {
   readonly absent: Uint8Array
 }
 
-/** From an envelope's schema as it stands in the log. Throws LOG_DAMAGED naming partition and offset at bytes that are no envelope of it; never reads beyond the record. */
+/** From an envelope's schema as it stands in the log. Throws LOG_DAMAGED naming partition and offset at bytes that are no envelope of it; never reads
+ *  beyond the record. */
 export function compileDecoder(avro: object): Decoder {
   const schema = tableSchema(avro)
   const plan = compile(schema)

@@ -28,7 +28,8 @@ type Frame = { readonly memory: Memory; readonly head: number; readonly end: num
 const letters = Uint8Array.from('cudrp', (letter) => letter.charCodeAt(0))
 const opAt = 6
 
-/** Throws STREAM_MALFORMED naming table and column, never the value, where an image is not what the schema says. The bytes written are those a general Avro encoder writes for `keySchema` and `valueSchema`. */
+/** Throws STREAM_MALFORMED naming table and column, never the value, where an image is not what the schema says. The bytes written are those a
+ *  general Avro encoder writes for `keySchema` and `valueSchema`. */
 export function compileEncoder(schema: TableSchema): Encoder {
   const plan = compile(schema)
   const keyId = fingerprint(keySchema(schema))

@@ -15,7 +15,8 @@ const avroType = {
   text: 'string',
 } as const satisfies Record<Form, string>
 
-/** A name as Avro allows it: each UTF-8 byte outside `[A-Za-z0-9_]`, and a leading digit, becomes `_hh`. Not reversible: the original stands beside it as a property. */
+/** A name as Avro allows it: each UTF-8 byte outside `[A-Za-z0-9_]`, and a leading digit, becomes `_hh`. Not reversible: the original stands beside
+ *  it as a property. */
 export function avroName(name: string): string {
   let result = ''
   for (const byte of Buffer.from(name)) {
@@ -66,8 +67,8 @@ export function keySchema(schema: TableSchema): object {
   }
 }
 
-/** Avro schema of a table's record values: the envelope, in Debezium's names. `op` and `source` stand first so that a reader can judge a record by its first bytes;
- *  `absent` before the rows, so that a decoder knows in time which null means "not sent". */
+/** Avro schema of a table's record values: the envelope, in Debezium's names. `op` and `source` stand first so that a reader can judge a record by
+ *  its first bytes; `absent` before the rows, so that a decoder knows in time which null means "not sent". */
 export function valueSchema(schema: TableSchema): object {
   const names = fieldNames(schema.columns)
   const row = {
@@ -135,7 +136,8 @@ const envelope = z.object({
 })
 const nullableRow = z.tuple([z.literal('null'), z.object({ fields: columns })])
 
-/** The table schema a value schema was made from, exactly. Throws LOG_DAMAGED if it is no envelope, UNSUPPORTED if it is laid out otherwise than this version writes it. */
+/** The table schema a value schema was made from, exactly. Throws LOG_DAMAGED if it is no envelope, UNSUPPORTED if it is laid out otherwise than this
+ *  version writes it. */
 export function tableSchema(avro: object): TableSchema {
   const outer = envelope.safeParse(avro)
   const row = nullableRow.safeParse(outer.data?.fields.find((field) => field.name === 'before')?.type)

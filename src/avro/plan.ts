@@ -2,12 +2,14 @@ import type { Output } from '../output.ts'
 import type { Epoch, TableSchema } from '../model.ts'
 import type { ChangeBatch, Rows } from '../rows.ts'
 import type { FetchedBatch } from '../change-log/change-log.ts'
-/** Compiled once per table schema. `key`: framed Avro key of an image, nothing for a table without one; its body after the 5 framing bytes is what is hashed and folded on. `value`: framed envelope of change i. */
+/** Compiled once per table schema. `key`: framed Avro key of an image, nothing for a table without one; its body after the 5 framing bytes is what is
+ *  hashed and folded on. `value`: framed envelope of change i. */
 export interface Encoder {
   key(out: Output, images: Rows, row: number): void
   value(out: Output, batch: ChangeBatch, i: number, seq: number, epoch: Epoch): void
 }
-/** What the core reads of every record; one object per fetch loop. The position stays bytes until it differs from the last one. `committedAt` in ms, `rest` where the decoder goes on. Of a control record only `schemaId` and `rest` are set. */
+/** What the core reads of every record; one object per fetch loop. The position stays bytes until it differs from the last one. `committedAt` in ms,
+ *  `rest` where the decoder goes on. Of a control record only `schemaId` and `rest` are set. */
 export type Prefix = {
   schemaId: number
   op: number
@@ -20,7 +22,8 @@ export type Prefix = {
 }
 /** `none`: a tombstone, or no record of ours. Throws LOG_DAMAGED if it begins like one of ours and does not go on like it. */
 export type ReadPrefix = (batch: FetchedBatch, i: number, into: Prefix) => 'change' | 'control' | 'none'
-/** Compiled once per writer schema id; appends old and new image of record i, each only if there is one, and returns where in `out` the new one begins. Cells of the new image that were not sent, and untrusted ones of the old, are absent. */
+/** Compiled once per writer schema id; appends old and new image of record i, each only if there is one, and returns where in `out` the new one
+ *  begins. Cells of the new image that were not sent, and untrusted ones of the old, are absent. */
 export interface Decoder {
   readonly schema: TableSchema
   images(out: Output, batch: FetchedBatch, i: number, prefix: Prefix): number

@@ -1,4 +1,5 @@
-/** Reading Avro's integers within bounds. `cursor.at` is where the next one begins; reading moves it. No state beside it, and nothing here waits, so one is enough. */
+/** Reading Avro's integers within bounds. `cursor.at` is where the next one begins; reading moves it. No state beside it, and nothing here waits, so
+ *  one is enough. */
 export const cursor: { at: number } = { at: 0 }
 /** Thrown where bytes do not go on as they must; callers turn it into a Failure that names the record. */
 export const broken: RangeError = new RangeError('bytes end early or are out of range')

@@ -11,7 +11,8 @@ import { canonical, fingerprint, keySchema, valueSchema } from './envelope.ts'
 /** One record of the schemas topic, which is compacted by its key, the id. */
 export type SchemaRecord = { readonly key: Uint8Array; readonly value: Uint8Array }
 type SchemaWriter = {
-  /** The encoder of a table, the same for the same schema object; and the records to append with or before its first record: only the first call for a schema brings any. `topic` names the subjects a registry would use. */
+  /** The encoder of a table, the same for the same schema object; and the records to append with or before its first record: only the first call for
+   *  a schema brings any. `topic` names the subjects a registry would use. */
   encoder(schema: TableSchema, topic?: string): { readonly encoder: Encoder; readonly fresh: readonly SchemaRecord[] }
 }
 type SchemaReader = {

@@ -4,7 +4,8 @@ export type Wish = { readonly position: Position; readonly committedAt: number }
 /** Decides which watermark may be written: only one whose position is wholly in rounds that landed before (H14). Pure; rounds are numbered in the
  *  order they are sent, and land in that order. */
 interface Proof {
-  /** A watermark at this position is wanted; everything up to it goes into rounds up to `round` (-1: nothing was ever added). Positions rise, repeats are ignored. */
+  /** A watermark at this position is wanted; everything up to it goes into rounds up to `round` (-1: nothing was ever added). Positions rise, repeats
+   *  are ignored. */
   wish(wish: Wish, round: number): void
   /** Everything in rounds up to `round` is durable. */
   landed(round: number): void

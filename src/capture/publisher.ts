@@ -23,7 +23,8 @@ import { hasAbsentCell, Op, type ChangeBatch, type Rows, type Transaction } from
 import { createOutbox, type Outbox } from './outbox.ts'
 import { createProof, type Wish } from './proof.ts'
 
-/** Events to one record batch per partition; no I/O. Used by one capture loop: `opening`, `landed` for each of its rounds, then `add` and `take`, each `take` followed by its `landed` before the next one. */
+/** Events to one record batch per partition; no I/O. Used by one capture loop: `opening`, `landed` for each of its rounds, then `add` and `take`,
+ *  each `take` followed by its `landed` before the next one. */
 export interface Publisher {
   /** Epoch records; the round of the control topic is to be on all replicas before the other is sent (H1). */
   opening(): readonly (readonly EncodedBatch[])[]

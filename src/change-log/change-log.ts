@@ -25,7 +25,8 @@ export interface ChangeLog extends AsyncDisposable {
   topicIds(topics: readonly string[], signal: AbortSignal): Promise<ReadonlyMap<string, string>>
   /** Resolves when all are on all in-sync replicas. At most one batch a partition, one call at a time; identical bytes are resent until `signal` aborts. */
   append(round: readonly EncodedBatch[], signal: AbortSignal): Promise<readonly Offset[]>
-  /** One pull: waits up to `maxWait` ms for data in any of `from`, also when `from` is empty. Lanes call it side by side and never wait for each other's pull. No state: not asking is pausing. LOG_GAP if an offset is not in the log. */
+  /** One pull: waits up to `maxWait` ms for data in any of `from`, also when `from` is empty. Lanes call it side by side and never wait for each
+   *  other's pull. No state: not asking is pausing. LOG_GAP if an offset is not in the log. */
   fetch(from: readonly Offset[], maxWait: number, signal: AbortSignal): Promise<readonly FetchedBatch[]>
   /** True ends, not last stable offsets. */
   ends(partitions: readonly TopicPartition[], signal: AbortSignal): Promise<readonly Offset[]>

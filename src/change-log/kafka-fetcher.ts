@@ -15,7 +15,8 @@ import {
 } from './kafka-protocol.ts'
 import { damaged, readBatches } from './read-batches.ts'
 
-/** What one pull brings at most, in all and of a partition; a single larger batch comes whole. Compressed: in memory it may be many times as much, for each lane. */
+/** What one pull brings at most, in all and of a partition; a single larger batch comes whole. Compressed: in memory it may be many times as much,
+ *  for each lane. */
 const pullBytes = 512 * 1024
 const partitionBytes = 256 * 1024
 /** With several leaders each is asked for this long, so that one with data is not held up by those without. */
@@ -24,7 +25,8 @@ const retryWait = 100
 const grace = 10_000
 const complainAfter = 10_000
 
-/** Reads at explicit offsets. `fetch` may be called side by side: each call under way has connections of its own, because a broker answers a connection in order. */
+/** Reads at explicit offsets. `fetch` may be called side by side: each call under way has connections of its own, because a broker answers a
+ *  connection in order. */
 interface KafkaFetcher {
   fetch(from: readonly Offset[], maxWait: number, signal: AbortSignal): Promise<readonly FetchedBatch[]>
   close(): void

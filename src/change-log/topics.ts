@@ -41,7 +41,8 @@ function skippedTopic(pipeline: string): string {
   return `${escape(pipeline)}.skipped`
 }
 
-/** First routes of these tables. CONFIG_INVALID if two topics would have the same name, or names a broker cannot tell apart in its metrics (dot and underscore). */
+/** First routes of these tables. CONFIG_INVALID if two topics would have the same name, or names a broker cannot tell apart in its metrics (dot and
+ *  underscore). */
 export function routes(
   pipeline: string,
   tables: readonly { readonly schema: TableSchema; readonly estimatedRows: number }[],

@@ -189,7 +189,8 @@ const definition = z
 
 export const fileConfig: z.ZodType<FileConfig> = definition
 
-/** JSON schema of what may stand in a file, before references are resolved and defaults are set; for docs/config.md and, through `editorSchema`, for editors. */
+/** JSON schema of what may stand in a file, before references are resolved and defaults are set; for docs/config.md and, through `editorSchema`, for
+ *  editors. */
 export function jsonSchema(): JsonSchema {
   const schema = z.toJSONSchema(definition, { io: 'input', target: 'draft-7' }) as JsonSchema
   // `loadConfig` chooses the log's type where it is not written.

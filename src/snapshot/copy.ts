@@ -77,7 +77,8 @@ export async function copyRound(
   return 'done'
 }
 
-/** `epoch`: of whoever drives the copy. Claims of chunks are named by it: those of a dead predecessor need not run out, its loads fail by the snapshot (H22). */
+/** `epoch`: of whoever drives the copy. Claims of chunks are named by it: those of a dead predecessor need not run out, its loads fail by the
+ *  snapshot (H22). */
 type Round = { readonly snapshot: Snapshot['id']; readonly tables: readonly CopiedTable[]; readonly epoch: number }
 
 /** `done`: every chunk, by us or by another worker. */

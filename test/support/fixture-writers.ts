@@ -10,8 +10,9 @@ interface Writers<Result> extends AsyncDisposable {
   stop(): Promise<Result>
 }
 
-/** Commits transactions of the list at random, from two connections, until stopped; `stop` resolves to how often each one was committed. Chance may repeat a value or lock rows in another order: such a
- *  transaction is rolled back. Any other error is a mistake in the list, and `stop` rejects with it. */
+/** Commits transactions of the list at random, from two connections, until stopped; `stop` resolves to how often each one was committed. Chance may
+ *  repeat a value or lock rows in another order: such a transaction is rolled back. Any other error is a mistake in the list, and `stop` rejects with
+ *  it. */
 export function startRandomWriters(url: string, list: readonly Writing[], seed: number): Writers<readonly number[]> {
   const counts = list.map(() => 0)
   const expected = new Set(['23503', '23505', '40001', '40P01'])
