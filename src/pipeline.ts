@@ -1,39 +1,32 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { applyLane } from './apply/apply.ts'
-import { createBatcher, type Batcher } from './apply/batcher.ts'
-import { statusBoard, type Board } from './admin/board.ts'
-import { watermarkTrail, type WatermarkTrail } from './admin/lag.ts'
-import { schemaReader } from './avro/schema-ids.ts'
-import { capture, readTail } from './capture/capture.ts'
-import { followWatermarks } from './capture/follow.ts'
-import { createPublisher } from './capture/publisher.ts'
-import type { ChangeLog } from './change-log/change-log.ts'
-import { schemasTopic } from './change-log/topics.ts'
+import { statusBoard } from './admin/board.ts'
+import { watermarkTrail } from './admin/lag.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
-import { heartbeatPrefix, type Sink, type Snapshot, type Source } from './connector.ts'
 import { holder, leases, type Lease, type Leases } from './coordinate/lease.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
 import type { Logger } from './logger.ts'
-import { tableName, type Epoch, type Position, type TopicPartition } from './model.ts'
 import { partsOf, type Connectors, type Parts } from './parts.ts'
-import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'
-import { complete, setUp } from './setup.ts'
-import { copyRound, type CopyParts, type Outcome } from './snapshot/copy.ts'
 import { hasEnded, hostAndPid, thisProcess } from './process-identity.ts'
+import { partitionsOf } from './registry.ts'
 import { runLoop } from './run-loop.ts'
-import { taskGroup } from './task-group.ts'
+import { setUp } from './setup.ts'
 import type { Status } from './status.ts'
+import { taskGroup } from './task-group.ts'
+import {
+  captureTask,
+  copyTask,
+  heartbeatTask,
+  laneTask,
+  share,
+  statusTask,
+  watermarkTask,
+  type Common,
+  type Run,
+} from './tasks.ts'
 
 /** Milliseconds a lease lives without renewal: so long may the state store be away, and so long does a successor on another machine wait. */
 const ttl = 15_000
-const heartbeatEvery = 1000
-/** Heartbeats between two looks for new tables. */
-const newTablesEvery = 60
-const sampleEvery = 500
-const maxWait = 500
-const roundBytes = 4 * 2 ** 20
-const batchBytes = 2 ** 20
 
 type Controls = {
   /** Finish what is in hand, then end. */
@@ -73,7 +66,7 @@ export async function runPipeline(
       if (await isFinished(parts, store, signal)) return (board.phase = 'complete')
       if (board.phase === 'standby') log.info({}, 'taken over')
       board.phase = 'starting'
-      const common = { parts, store, trail, board, leases: own, epoch: lease.epoch }
+      const common = { parts, store, trail, board, leases: own, ttl, epoch: lease.epoch }
       return await runUnder(
         common,
         { stop, signal: AbortSignal.any([signal, lease.signal]), watch },
@@ -139,7 +132,7 @@ async function standBy(
 }
 
 async function runUnder(common: Common, { stop, signal, watch }: Controls, onBegin: () => void): Promise<Ended> {
-  const { parts, store, board, trail } = common
+  const { parts, store, board } = common
   const { config, log } = parts
   const tasks = taskGroup(log, {
     stop,
@@ -157,11 +150,7 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   const partitions = tables.flatMap(({ route }) => partitionsOf(route))
   const run: Run = { ...common, changeLog, sink, tables, partitions, batchers: new Map(), halt: tasks.halt }
   tasks.start('capture', (signal) => captureTask(run, signal))
-  tasks.start('watermarks', async (signal) => {
-    trail.restart()
-    const until = AbortSignal.any([signal, tasks.halt])
-    await followWatermarks(changeLog, config.name, (record) => trail.add(record), until)
-  })
+  tasks.start('watermarks', (signal) => watermarkTask(run, signal))
   tasks.start('heartbeat', (signal) => heartbeatTask(run, signal))
   tasks.start('status', (signal) => statusTask(run, watch, signal))
   share(partitions, config.apply.lanes).forEach((mine, i) =>
@@ -192,161 +181,3 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
 }
 
 type Ended = 'complete' | 'stopped'
-/** What lasts as long as the lease. */
-type Common = {
-  readonly parts: Parts
-  readonly store: StateStore
-  readonly trail: WatermarkTrail
-  readonly board: Board
-  readonly leases: Leases
-  readonly epoch: Epoch
-}
-type Run = Common & {
-  readonly changeLog: ChangeLog
-  readonly sink: Sink
-  readonly tables: readonly Registered[]
-  readonly partitions: readonly TopicPartition[]
-  /** By lane; each knows which checkpoints are its own. */
-  readonly batchers: Map<number, Batcher>
-  readonly halt: AbortSignal
-}
-
-async function captureTask(run: Run, signal: AbortSignal): Promise<void> {
-  const { parts, store, changeLog, tables, partitions, halt } = run
-  const { name, startAt } = parts.config
-  await using source = await parts.source(store, signal)
-  const tail = await readTail(changeLog, name, signal)
-  const routes = new Map(tables.map(({ schema, route }) => [tableName(schema.table), route]))
-  const publisher = createPublisher({
-    pipeline: name,
-    epoch: Math.max(run.epoch, tail.epoch + 1),
-    route: (table) => routes.get(tableName(table)),
-    partitions,
-    ends: await changeLog.ends(partitions, signal),
-    clock: () => performance.now(),
-    limits: { roundBytes, batchBytes },
-    compress: parts.config.log.type === 'kafka',
-  })
-  const after = tail.watermark?.position ?? ((startAt ?? '') as Position)
-  await capture(source, changeLog, publisher, after, { signal }, halt)
-}
-
-/** One lane with the partitions that are its own; claimed anew each time it starts. */
-async function laneTask(run: Run, index: number, mine: readonly TopicPartition[], signal: AbortSignal): Promise<void> {
-  const { parts, changeLog, batchers, halt } = run
-  const { batchRows, batchBytes } = parts.config.apply
-  await using sink = await parts.sink(signal)
-  await using lane = await sink.lane(signal)
-  const schemas = schemaReader(changeLog, schemasTopic(parts.config.name))
-  const batcher = createBatcher({
-    checkpoints: await lane.claim(mine, 0, signal),
-    schemas,
-    limits: { batchRows, batchBytes },
-  })
-  batchers.set(index, batcher)
-  try {
-    await applyLane(changeLog, lane, batcher, schemas, maxWait, halt, signal)
-  } finally {
-    batchers.delete(index)
-  }
-}
-
-async function copyTask(
-  run: Run,
-  first: { readonly source: Source; readonly snapshot: Snapshot } | undefined,
-  signal: AbortSignal,
-): Promise<Outcome> {
-  const { parts, store, sink, trail, board, leases, halt } = run
-  const own = first === undefined ? await parts.source(store, signal) : undefined
-  const source = own ?? first?.source
-  if (source === undefined) throw new Failure('BUG', { observed: 'a copy without a source' })
-  await using _ = { [Symbol.asyncDispose]: async () => await own?.[Symbol.asyncDispose]() }
-  const tables = async (): Promise<readonly Registered[]> => {
-    const now = await registeredTables(store, signal)
-    board.plan(now)
-    return now
-  }
-  const copy: CopyParts = {
-    source,
-    sink,
-    leases,
-    tables: async () =>
-      (await tables()).map(({ schema, route, plan }) => ({ schema, partitions: partitionsOf(route), plan })),
-    startOver: async ({ table }) => {
-      const stored = run.tables.find(({ schema }) => tableName(schema.table) === tableName(table))
-      if (stored !== undefined) await startOver(store, stored.schema, signal)
-    },
-    parallel: parts.config.snapshot.parallel,
-    ttl,
-    keepHeld: parts.config.mode === 'full',
-    stands: async (partitions, position, signal) => {
-      await source.emit(heartbeatPrefix, new Uint8Array(), signal) // for a watermark soon
-      while (!trail.stands(partitions, await sink.checkpoints(signal), position)) {
-        await sleep(50, undefined, { signal: AbortSignal.any([signal, halt]) })
-      }
-    },
-    complete: async (signal) => await complete(parts, { source, sink, store }, run.tables, signal),
-    moved: async () => await refresh(run, signal),
-    seen: (table, bytes, rows) => board.copied(table, bytes, rows),
-  }
-  let outcome = await copyRound(copy, first?.snapshot, { epoch: run.epoch, signal }, halt)
-  while (outcome === 'again') outcome = await copyRound(copy, undefined, { epoch: run.epoch, signal }, halt)
-  return outcome
-}
-
-/** Asks for a watermark about once a second, and for the source's health; about once a minute for tables that came after the start. */
-async function heartbeatTask({ parts, store, board, tables, halt }: Run, signal: AbortSignal): Promise<void> {
-  await using source = await parts.source(store, signal)
-  const known = new Set(tables.map(({ schema }) => tableName(schema.table)))
-  for (let beat = 1; !halt.aborted; beat++) {
-    await source.emit(heartbeatPrefix, new Uint8Array(), signal)
-    board.observe({ health: await source.health(signal) })
-    if (beat % newTablesEvery === 0) {
-      const found = (await source.tables(parts.filter, signal)).map(({ table }) => tableName(table))
-      const missed = found.filter((name) => !known.has(name))
-      for (const name of missed) known.add(name)
-      if (missed.length > 0)
-        parts.log.warn(
-          { tables: missed },
-          'new tables match tables.include and are not copied: start the pipeline again to take them in',
-        )
-    }
-    await sleep(heartbeatEvery, undefined, { signal: halt })
-  }
-}
-
-async function refresh({ sink, batchers }: Pick<Run, 'sink' | 'batchers'>, signal: AbortSignal): Promise<void> {
-  const checkpoints = await sink.checkpoints(signal)
-  for (const batcher of batchers.values()) batcher.resume(checkpoints)
-}
-
-/** Looks at both ends of the log, tells the lanes of holds that others moved, and shows what it saw. */
-async function statusTask(run: Run, watch: (status: Status) => void, signal: AbortSignal): Promise<void> {
-  const { sink, changeLog, board, partitions, batchers, halt } = run
-  const { log } = run.parts
-  let zombies = 0
-  for (let round = 0; !halt.aborted; round++) {
-    if (round % 2 === 0) {
-      const [checkpoints, ends] = await Promise.all([sink.checkpoints(signal), changeLog.ends(partitions, signal)])
-      let dropped = 0
-      for (const batcher of batchers.values()) {
-        batcher.resume(checkpoints)
-        dropped += batcher.dropped.zombies
-      }
-      if (dropped > zombies)
-        log.warn({ records: dropped - zombies }, 'dropped records of an earlier capture that still writes')
-      zombies = dropped
-      board.observe({ checkpoints, ends })
-      if (board.phase !== 'streaming' || round % 20 === 0) board.observe({ copies: await sink.copies(signal) })
-    }
-    watch(board.status())
-    await sleep(sampleEvery, undefined, { signal: halt })
-  }
-}
-
-/** Partitions to lanes in turn, so that each table's are spread. */
-function share(partitions: readonly TopicPartition[], lanes: number): readonly (readonly TopicPartition[])[] {
-  const shares = Array.from({ length: Math.min(lanes, partitions.length) }, (): TopicPartition[] => [])
-  partitions.forEach((at, i) => shares[i % shares.length]?.push(at))
-  return shares
-}

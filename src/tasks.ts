@@ -1,0 +1,206 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Board } from './admin/board.ts'
+import type { WatermarkTrail } from './admin/lag.ts'
+import { applyLane } from './apply/apply.ts'
+import { createBatcher, type Batcher } from './apply/batcher.ts'
+import { schemaReader } from './avro/schema-ids.ts'
+import { capture, readTail } from './capture/capture.ts'
+import { followWatermarks } from './capture/follow.ts'
+import { createPublisher } from './capture/publisher.ts'
+import type { ChangeLog } from './change-log/change-log.ts'
+import { schemasTopic } from './change-log/topics.ts'
+import { heartbeatPrefix, type Sink, type Snapshot, type Source } from './connector.ts'
+import type { Leases } from './coordinate/lease.ts'
+import type { StateStore } from './coordinate/state-store.ts'
+import { Failure } from './errors.ts'
+import { tableName, type Epoch, type Position, type TopicPartition } from './model.ts'
+import type { Parts } from './parts.ts'
+import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'
+import { complete } from './setup.ts'
+import { copyRound, type CopyParts, type Outcome } from './snapshot/copy.ts'
+import type { Status } from './status.ts'
+
+// Times in ms.
+const heartbeatEvery = 1000
+/** Heartbeats between two looks for new tables. */
+const newTablesEvery = 60
+const sampleEvery = 500
+const maxWait = 500
+const roundBytes = 4 * 2 ** 20
+const batchBytes = 2 ** 20
+
+/** What lasts as long as the lease. */
+export type Common = {
+  readonly parts: Parts
+  readonly store: StateStore
+  readonly trail: WatermarkTrail
+  readonly board: Board
+  readonly leases: Leases
+  /** Milliseconds a lease lives without renewal. */
+  readonly ttl: number
+  readonly epoch: Epoch
+}
+/** What lasts from one set-up to its end. */
+export type Run = Common & {
+  readonly changeLog: ChangeLog
+  readonly sink: Sink
+  readonly tables: readonly Registered[]
+  readonly partitions: readonly TopicPartition[]
+  /** By lane; each knows which checkpoints are its own. */
+  readonly batchers: Map<number, Batcher>
+  readonly halt: AbortSignal
+}
+
+/** From the source to the log, under a higher epoch than anyone captured under before. */
+export async function captureTask(run: Run, signal: AbortSignal): Promise<void> {
+  const { parts, store, changeLog, tables, partitions, halt } = run
+  const { name, startAt } = parts.config
+  await using source = await parts.source(store, signal)
+  const tail = await readTail(changeLog, name, signal)
+  const routes = new Map(tables.map(({ schema, route }) => [tableName(schema.table), route]))
+  const publisher = createPublisher({
+    pipeline: name,
+    epoch: Math.max(run.epoch, tail.epoch + 1),
+    route: (table) => routes.get(tableName(table)),
+    partitions,
+    ends: await changeLog.ends(partitions, signal),
+    clock: () => performance.now(),
+    limits: { roundBytes, batchBytes },
+    compress: parts.config.log.type === 'kafka',
+  })
+  const after = tail.watermark?.position ?? ((startAt ?? '') as Position)
+  await capture(source, changeLog, publisher, after, { signal }, halt)
+}
+
+/** Hears what the control topic proves. */
+export async function watermarkTask({ parts, changeLog, trail, halt }: Run, signal: AbortSignal): Promise<void> {
+  trail.restart()
+  const until = AbortSignal.any([signal, halt])
+  await followWatermarks(changeLog, parts.config.name, (record) => trail.add(record), until)
+}
+
+/** One lane with the partitions that are its own; claimed anew each time it starts. */
+export async function laneTask(
+  run: Run,
+  index: number,
+  mine: readonly TopicPartition[],
+  signal: AbortSignal,
+): Promise<void> {
+  const { parts, changeLog, batchers, halt } = run
+  const { batchRows, batchBytes } = parts.config.apply
+  await using sink = await parts.sink(signal)
+  await using lane = await sink.lane(signal)
+  const schemas = schemaReader(changeLog, schemasTopic(parts.config.name))
+  const batcher = createBatcher({
+    checkpoints: await lane.claim(mine, 0, signal),
+    schemas,
+    limits: { batchRows, batchBytes },
+  })
+  batchers.set(index, batcher)
+  try {
+    await applyLane(changeLog, lane, batcher, schemas, maxWait, halt, signal)
+  } finally {
+    batchers.delete(index)
+  }
+}
+
+/** Rounds of copying until nothing is missing. `first`: the source that keeps the snapshot of the beginning; later rounds open one of their own. */
+export async function copyTask(
+  run: Run,
+  first: { readonly source: Source; readonly snapshot: Snapshot } | undefined,
+  signal: AbortSignal,
+): Promise<Outcome> {
+  const { parts, store, sink, trail, board, leases, ttl, halt } = run
+  const own = first === undefined ? await parts.source(store, signal) : undefined
+  const source = own ?? first?.source
+  if (source === undefined) throw new Failure('BUG', { observed: 'a copy without a source' })
+  await using _ = { [Symbol.asyncDispose]: async () => await own?.[Symbol.asyncDispose]() }
+  const tables = async (): Promise<readonly Registered[]> => {
+    const now = await registeredTables(store, signal)
+    board.plan(now)
+    return now
+  }
+  const copy: CopyParts = {
+    source,
+    sink,
+    leases,
+    tables: async () =>
+      (await tables()).map(({ schema, route, plan }) => ({ schema, partitions: partitionsOf(route), plan })),
+    startOver: async ({ table }) => {
+      const stored = run.tables.find(({ schema }) => tableName(schema.table) === tableName(table))
+      if (stored !== undefined) await startOver(store, stored.schema, signal)
+    },
+    parallel: parts.config.snapshot.parallel,
+    ttl,
+    keepHeld: parts.config.mode === 'full',
+    stands: async (partitions, position, signal) => {
+      await source.emit(heartbeatPrefix, new Uint8Array(), signal) // for a watermark soon
+      while (!trail.stands(partitions, await sink.checkpoints(signal), position)) {
+        await sleep(50, undefined, { signal: AbortSignal.any([signal, halt]) })
+      }
+    },
+    complete: async (signal) => await complete(parts, { source, sink, store }, run.tables, signal),
+    moved: async () => await refresh(run, signal),
+    seen: (table, bytes, rows) => board.copied(table, bytes, rows),
+  }
+  let outcome = await copyRound(copy, first?.snapshot, { epoch: run.epoch, signal }, halt)
+  while (outcome === 'again') outcome = await copyRound(copy, undefined, { epoch: run.epoch, signal }, halt)
+  return outcome
+}
+
+/** Asks for a watermark about once a second, and for the source's health; about once a minute for tables that came after the start. */
+export async function heartbeatTask({ parts, store, board, tables, halt }: Run, signal: AbortSignal): Promise<void> {
+  await using source = await parts.source(store, signal)
+  const known = new Set(tables.map(({ schema }) => tableName(schema.table)))
+  for (let beat = 1; !halt.aborted; beat++) {
+    await source.emit(heartbeatPrefix, new Uint8Array(), signal)
+    board.observe({ health: await source.health(signal) })
+    if (beat % newTablesEvery === 0) {
+      const found = (await source.tables(parts.filter, signal)).map(({ table }) => tableName(table))
+      const missed = found.filter((name) => !known.has(name))
+      for (const name of missed) known.add(name)
+      if (missed.length > 0)
+        parts.log.warn(
+          { tables: missed },
+          'new tables match tables.include and are not copied: start the pipeline again to take them in',
+        )
+    }
+    await sleep(heartbeatEvery, undefined, { signal: halt })
+  }
+}
+
+async function refresh({ sink, batchers }: Pick<Run, 'sink' | 'batchers'>, signal: AbortSignal): Promise<void> {
+  const checkpoints = await sink.checkpoints(signal)
+  for (const batcher of batchers.values()) batcher.resume(checkpoints)
+}
+
+/** Looks at both ends of the log, tells the lanes of holds that others moved, and shows what it saw. */
+export async function statusTask(run: Run, watch: (status: Status) => void, signal: AbortSignal): Promise<void> {
+  const { sink, changeLog, board, partitions, batchers, halt } = run
+  const { log } = run.parts
+  let zombies = 0
+  for (let round = 0; !halt.aborted; round++) {
+    if (round % 2 === 0) {
+      const [checkpoints, ends] = await Promise.all([sink.checkpoints(signal), changeLog.ends(partitions, signal)])
+      let dropped = 0
+      for (const batcher of batchers.values()) {
+        batcher.resume(checkpoints)
+        dropped += batcher.dropped.zombies
+      }
+      if (dropped > zombies)
+        log.warn({ records: dropped - zombies }, 'dropped records of an earlier capture that still writes')
+      zombies = dropped
+      board.observe({ checkpoints, ends })
+      if (board.phase !== 'streaming' || round % 20 === 0) board.observe({ copies: await sink.copies(signal) })
+    }
+    watch(board.status())
+    await sleep(sampleEvery, undefined, { signal: halt })
+  }
+}
+
+/** Partitions to lanes in turn, so that each table's are spread. */
+export function share(partitions: readonly TopicPartition[], lanes: number): readonly (readonly TopicPartition[])[] {
+  const shares = Array.from({ length: Math.min(lanes, partitions.length) }, (): TopicPartition[] => [])
+  partitions.forEach((at, i) => shares[i % shares.length]?.push(at))
+  return shares
+}
