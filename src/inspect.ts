@@ -6,7 +6,7 @@ import { patternFindings } from './config/table-pattern.ts'
 import type { Finding } from './connector.ts'
 import { isRenewed } from './coordinate/lease.ts'
 import { memoryStore } from './coordinate/state-store.ts'
-import { asFailure, codes, type Failure } from './errors.ts'
+import { asFailure, codes } from './errors.ts'
 import type { Logger } from './logger.ts'
 import type { TableSchema } from './model.ts'
 import { partsOf, type Connectors } from './parts.ts'
@@ -27,13 +27,13 @@ export async function checkPipeline(
     try {
       findings.push(...(await question()))
     } catch (error) {
-      const { code, facts, message, next } = described(error)
+      const { code, facts, message } = asFailure(error)
       findings.push({
         id,
         level: 'blocker',
         observed: `${code}: ${facts.observed ?? message}`,
         needed: facts.needed ?? 'an answer',
-        remedy: next,
+        remedy: facts.next ?? codes[code].next,
       })
     }
   }
@@ -80,11 +80,6 @@ function durability(replication: number): Finding {
     needed: 'three copies, of which two must have a change before it counts as safe',
     ...(few && { remedy: 'log.replication: 3, unless the log may be lost with a broker’s disk' }),
   }
-}
-
-function described(error: unknown): Failure & { readonly next: string } {
-  const failure = asFailure(error)
-  return Object.assign(failure, { next: failure.facts.next ?? codes[failure.code].next })
 }
 
 /** What can be known beside the pipeline's process or without one: state store, target and source are read, and nothing about lag is proved. */

@@ -3,16 +3,16 @@ import { basename, dirname, join, relative, resolve } from 'node:path'
 import { Command, CommanderError } from 'commander'
 import { loadConfig, defaultFile, type LoadedConfig } from '../config/load-config.ts'
 import { editorSchema, type PipelineConfig } from '../config/pipeline-config.ts'
-import type { Connector, Finding } from '../connector.ts'
+import type { Finding } from '../connector.ts'
 import { asFailure, codes, Failure } from '../errors.ts'
 import type { Logger } from '../logger.ts'
+import type { Connectors } from '../parts.ts'
 import { statusJson, type Status } from '../status.ts'
 import { configTemplate, nameFrom } from './init.ts'
 import { live, type Screen } from './live.ts'
 import { countFindings, failureJson, plain, renderFailure, renderFindings, type Paint } from './report.ts'
 import { renderStatus } from './status.ts'
 
-type Connectors = (type: string) => Promise<Connector>
 /** What a command needs of the world; `main.ts` gives the real one. */
 export type Host = {
   readonly version: string
