@@ -2,6 +2,7 @@
 import { execFileSync } from 'node:child_process'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { parseArgs } from 'node:util'
+import { kafkaRelease } from '../test/support/kafka.ts'
 import { sql } from '../test/support/postgres.ts'
 import { copies } from './copy.ts'
 import { drains } from './drain.ts'
@@ -44,7 +45,7 @@ const results: Results = {
   at: new Date().toISOString(),
   machine: machineLine(),
   postgres: version?.server_version ?? 'unknown',
-  kafka: '4.4.0',
+  kafka: kafkaRelease,
   commit: commit(),
   size: values.quick ? 'quick' : 'full',
   load: [before, load()],

@@ -67,12 +67,13 @@ while (differences.length > 0 && performance.now() - stopped < 30_000) {
 }
 const settled = performance.now() - stopped
 const end = await worker.stop()
-tell.done(
-  `the writers stopped after ${tell.number(writers.acknowledged())} transactions; both ends were compared until equal, ${Math.round(settled)} ms`,
-)
+const equal = differences.length === 0
+const wrote = `the writers stopped after ${tell.number(writers.acknowledged())} transactions`
+if (equal) tell.done(`${wrote}; both ends were compared until equal, ${Math.round(settled)} ms`)
+else tell.wrong(`${wrote}; both ends still differ after ${Math.round(settled / 1000)} s`)
 await compared()
 if (end.code !== 0) tell.wrong(`the worker ended with ${end.code}:\n${end.stderr}`)
-const good = differences.length === 0 && end.code === 0
+const good = equal && end.code === 0
 tell.end(
   good
     ? 'Nothing lost, nothing doubled: both ends are equal in every table.'
@@ -151,8 +152,7 @@ async function compared(): Promise<void> {
   }
   const sum = 'select sum(balance)::text as sum from account'
   const [here, there] = [await from.query<{ sum: string }>(sum), await to.query<{ sum: string }>(sum)]
-  tell.done(`money in all accounts: ${here.rows[0]?.sum} before, ${there.rows[0]?.sum} after`)
-  tell.done(
-    `transfers the clients were told are safe: ${tell.number(written.sure.size)}; in the target's ledger: all of them`,
-  )
+  tell.done(`money in all accounts: ${here.rows[0]?.sum} at the source, ${there.rows[0]?.sum} at the target`)
+  const safe = `transfers the clients were told are safe: ${tell.number(written.sure.size)}`
+  if (equal) tell.done(`${safe}; in the target's ledger: all of them`)
 }

@@ -9,8 +9,8 @@ import { cached, isCached, newRunDir } from './cache.ts'
 import { account, freePort, launch, logTail, removeAtExit, until, type ServerProcess } from './processes.ts'
 
 const run = promisify(execFile)
-const release = '4.4.0'
-const librariesName = `kafka-${release}`
+export const kafkaRelease = '4.4.0'
+const librariesName = `kafka-${kafkaRelease}`
 /** Where formatting puts the records that a new cluster starts from: its feature levels. */
 const metadataLog = '__cluster_metadata-0'
 const firstSnapshot = '00000000000000000000-0000000000.checkpoint'
@@ -261,7 +261,7 @@ function libraries(): Promise<string> {
     const pom = `<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
 <groupId>crossfade</groupId><artifactId>kafka-for-tests</artifactId><version>1</version><packaging>pom</packaging>
 <dependencies><dependency>
-<groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>${release}</version>
+<groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>${kafkaRelease}</version>
 </dependency><dependency>
 <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.25.5</version>
 </dependency></dependencies></project>`
@@ -270,7 +270,7 @@ function libraries(): Promise<string> {
     await run('mvn', args, { maxBuffer: 1 << 26 }).catch((error: unknown) => {
       const stdout = error instanceof Error && 'stdout' in error ? String(error.stdout) : ''
       throw new Error(
-        `Kafka ${release} missing: Maven could not resolve it (apt-get install maven; is a registry reachable?)\n${stdout}${error}`,
+        `Kafka ${kafkaRelease} missing: Maven could not resolve it (apt-get install maven; is a registry reachable?)\n${stdout}${error}`,
       )
     })
     for (const file of await readdir(dir)) chmodSync(join(dir, file), 0o644)
@@ -279,7 +279,7 @@ function libraries(): Promise<string> {
 
 /** What formatting writes that holds for any node: made once, because starting Java for it costs as much as a node. */
 function formatTemplate(jars: string): Promise<string> {
-  return cached(`kafka-${release}-format`, async (dir) => {
+  return cached(`kafka-${kafkaRelease}-format`, async (dir) => {
     const node: Node = { id: 1, dir, port: 9092, controllerPort: 9093, process: undefined }
     const config = join(dir, 'server.properties')
     await writeFile(config, properties(node, [node]))
