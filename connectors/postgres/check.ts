@@ -9,7 +9,6 @@ import {
   selectSlotCheck,
   type ServerRow,
 } from './check-queries.ts'
-import type { PostgresConfig } from './config.ts'
 import { mapError } from './errors.ts'
 import { ident, literal, qualified } from './queries.ts'
 import { isRangeable } from './ranges.ts'
@@ -33,7 +32,6 @@ export function finding(
 /** The preflight of a source. Changes nothing; what could not be asked is `unknown`. */
 export async function checkSource(
   client: pg.Client,
-  _config: PostgresConfig,
   filter: TableFilter,
   pipeline: string,
 ): Promise<readonly Finding[]> {
@@ -263,23 +261,33 @@ async function checkTables(
         ),
       )
   }
+  return [...found, ...(await checkMayPublish(client, server, tables, rights, publication))]
+}
+
+/** Whether the publication has these tables, or we may bring it there. */
+async function checkMayPublish(
+  client: pg.Client,
+  server: ServerRow,
+  tables: readonly CatalogTable[],
+  rights: ReadonlyMap<number, { readonly owner: boolean }>,
+  publication: string,
+): Promise<readonly Finding[]> {
   const existing = await selectPublicationCheck(client, publication)
   const missing = tables.filter((table) => !existing?.tables.includes(table.oid))
   const mayMake = server.superuser || (existing ? existing.owner : server.create_in_database)
   const foreign = server.superuser ? [] : missing.filter((table) => !rights.get(table.oid)?.owner)
-  if (missing.length > 0 && (!mayMake || foreign.length > 0))
-    found.push(
-      finding(
-        'source.publication',
-        'blocker',
-        foreign.length > 0
-          ? `${server.user} does not own ${foreign.map(({ table }) => tableName(table)).join(', ')}`
-          : `${server.user} may not create a publication in ${server.database}`,
-        `publication ${publication} with these tables, or the rights to make it`,
-        `${existing ? `ALTER PUBLICATION ${ident(publication)} ADD` : `CREATE PUBLICATION ${ident(publication)} FOR`} TABLE ${missing.map(({ table }) => `ONLY ${qualified(table)}`).join(', ')}; -- as the owner or a superuser`,
-      ),
-    )
-  return found
+  if (missing.length === 0 || (mayMake && foreign.length === 0)) return []
+  return [
+    finding(
+      'source.publication',
+      'blocker',
+      foreign.length > 0
+        ? `${server.user} does not own ${foreign.map(({ table }) => tableName(table)).join(', ')}`
+        : `${server.user} may not create a publication in ${server.database}`,
+      `publication ${publication} with these tables, or the rights to make it`,
+      `${existing ? `ALTER PUBLICATION ${ident(publication)} ADD` : `CREATE PUBLICATION ${ident(publication)} FOR`} TABLE ${missing.map(({ table }) => `ONLY ${qualified(table)}`).join(', ')}; -- as the owner or a superuser`,
+    ),
+  ]
 }
 
 /** Once a table is published, the source itself refuses updates and deletes of rows that it cannot identify. */

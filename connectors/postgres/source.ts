@@ -296,7 +296,7 @@ export async function openSource(
 
   return {
     async check(filter, signal) {
-      return await ask(checkSource(control, config, filter, pipeline), signal)
+      return await ask(checkSource(control, filter, pipeline), signal)
     },
     async tables(filter, signal) {
       const catalog = await ask(readCatalog(control, filter), signal)

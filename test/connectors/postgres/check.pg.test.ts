@@ -44,7 +44,7 @@ for (const version of [18, 14] as const) {
       }
     }
     const source = (client: pg.Client, schema: string): Promise<readonly Finding[]> =>
-      checkSource(client, config, (id) => id.schema === schema, 'shop')
+      checkSource(client, (id) => id.schema === schema, 'shop')
     async function schemas(filter: (id: TableId) => boolean): Promise<TableSchema[]> {
       return (await readCatalog(admin, filter)).map((table) => tableSchema(table, 1))
     }
@@ -185,7 +185,7 @@ test('a source that was not set up for it', needs('pg'), async () => {
   const config = parse({ url: await server.createDatabase('check') })
   const client = await connect(config, { name: 'test' }, signal)
   await client.query(`create table public.t (id int primary key); select pg_create_physical_replication_slot('old')`)
-  const found = await checkSource(client, config, () => true, 'shop')
+  const found = await checkSource(client, () => true, 'shop')
   await client.end()
   assert.deepEqual(blockers(found), ['source.senders', 'source.slots', 'source.wal_level'])
   assert.match(
