@@ -205,7 +205,6 @@ async function decodeMessages(bed: PgSourceBed, schema: TableSchema): Promise<()
       lookup: () => schema,
       ours: () => false,
       after: '' as Position,
-      clock: Date.now,
     })
     for (const { data } of rows) {
       decode.decode(data, false)

@@ -80,6 +80,8 @@ export type Health = {
 }
 /** Changes come from here. Nothing retries inside: after a rejection the core disposes of it and opens a new one. */
 export interface Source extends AsyncDisposable {
+  /** Tells the running database from every other: the same text at both ends is the same database. */
+  identity?(signal: AbortSignal): Promise<string>
   check(filter: TableFilter, signal: AbortSignal): Promise<readonly Finding[]>
   tables(filter: TableFilter, signal: AbortSignal): Promise<readonly TableSchema[]>
   /** Makes the source keep changes of these tables; the first call returns a snapshot, a repeat adds what is missing and returns undefined. */
@@ -107,6 +109,8 @@ export interface Source extends AsyncDisposable {
 export type Counter = { readonly name: string; readonly value: bigint }
 /** Changes go here. Every call may be repeated with the same arguments. */
 export interface Sink extends AsyncDisposable {
+  /** As of a source. */
+  identity?(signal: AbortSignal): Promise<string>
   check(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly Finding[]>
   /** A blocker for each of these tables that holds rows already: a first copy would collide or mix with them. */
   occupied?(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly Finding[]>

@@ -38,8 +38,10 @@ export async function checkPipeline(
     }
   }
   let tables: readonly TableSchema[] = []
+  let identity: string | undefined
   await ask('source', async () => {
     await using source = await parts.source(memoryStore(), signal)
+    identity = await source.identity?.(signal)
     const found = await source.check(parts.filter, signal)
     const all = await source.tables(() => true, signal)
     tables = all.filter(({ table }) => parts.filter(table))
@@ -55,7 +57,7 @@ export async function checkPipeline(
   })
   await ask('target', async () => {
     await using sink = await parts.sink(signal)
-    return await checkTarget(sink, tables, config.mode, signal)
+    return await checkTarget(sink, tables, config.mode, identity, signal)
   })
   await ask('log', async () => {
     // The embedded log belongs to the process that runs; opening it here could only be in its way.

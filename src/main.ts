@@ -23,10 +23,15 @@ const stop = new AbortController()
 let stoppedBy: 'SIGINT' | 'SIGTERM' | undefined
 const exitCode = (signal: 'SIGINT' | 'SIGTERM'): number => 128 + constants.signals[signal]
 const onSignal = (signal: 'SIGINT' | 'SIGTERM'): void => {
-  if (stoppedBy !== undefined) process.exit(exitCode(signal))
+  if (stoppedBy !== undefined) {
+    process.stderr.write('\nStopped at once. Run again: it carries on where it was.\n')
+    process.exit(exitCode(signal))
+  }
   stoppedBy = signal
   stop.abort(new Failure('INTERRUPTED'))
-  process.stderr.write('Stopping: what is in hand is finished first; once more to stop at once.\n')
+  // On a terminal the view says it; a line of ours would be drawn over.
+  if (!process.stdout.isTTY)
+    process.stderr.write('Stopping: what is in hand is finished first; once more to stop at once.\n')
 }
 process.on('SIGINT', onSignal)
 process.on('SIGTERM', onSignal)

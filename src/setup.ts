@@ -27,7 +27,8 @@ export async function setUp(
   const begun = (await store.get('begun', signal)) !== undefined
   const sourceFindings = await source.check(filter, signal)
   const found = await source.tables(filter, signal)
-  blockUnless([...sourceFindings, ...(begun ? [] : await checkTarget(sink, found, config.mode, signal))])
+  const identity = await source.identity?.(signal)
+  blockUnless([...sourceFindings, ...(begun ? [] : await checkTarget(sink, found, config.mode, identity, signal))])
   if (found.length === 0) {
     throw new Failure('TABLE_MISSING', {
       object: config.tables.include.join(', '),
@@ -61,13 +62,24 @@ export async function setUp(
   return { tables: all, snapshot: undefined }
 }
 
-/** The preflight of a target; what no copy has begun to fill must be empty, unless the data are there already. */
+const sameDatabase: Finding = {
+  id: 'target.same',
+  level: 'blocker',
+  observed: 'source and target are the same database',
+  needed: 'two databases',
+  remedy: 'Correct the address of the target',
+}
+
+/** The preflight of a target, which is not the `source` of this identity; what no copy has begun to fill must be empty, unless the data are there
+ *  already. */
 export async function checkTarget(
   sink: Sink,
   tables: readonly TableSchema[],
   mode: PipelineConfig['mode'],
+  source: string | undefined,
   signal: AbortSignal,
 ): Promise<readonly Finding[]> {
+  if (source !== undefined && (await sink.identity?.(signal)) === source) return [sameDatabase]
   const findings = await sink.check(tables, signal)
   if (mode === 'incremental' || sink.occupied === undefined || findings.some(({ level }) => level === 'blocker')) {
     return findings

@@ -53,7 +53,7 @@ export interface Decoder {
   begin(commit: StreamCommit): void
   commit(position: Position): void
   /** A message of our own, without content, that stands before all that is to come. */
-  prompt(position: Position, committedAt: number): void
+  prompt(position: Position): void
 }
 
 export type DecoderOptions = {
@@ -63,8 +63,6 @@ export type DecoderOptions = {
   readonly ours: (origin: string) => boolean
   /** Transactions and messages up to here are left out. */
   readonly after: Position
-  /** Ms since 1970; messages carry no time of their own. */
-  readonly clock: () => number
   /** Each transaction, kept or not, and each message between them. */
   readonly onDecoded?: (position: Position, xid: number | undefined) => void
 }
@@ -104,6 +102,8 @@ class PgoutputDecoder implements Decoder {
   readonly #relations = new Map<number, TableSchema | Failure>()
   #position = '' as Position
   #committedAt = 0
+  /** The latest time the server has told: whatever was committed before is behind us. 0: none yet. */
+  #told = 0
   /** Messages of the open transaction are read but not handed on. */
   #dropped = false
   #messages: { readonly prefix: string; readonly content: Uint8Array }[] = []
@@ -132,6 +132,7 @@ class PgoutputDecoder implements Decoder {
     this.open = true
     this.#position = position
     this.#committedAt = committedAt
+    this.#told = Math.max(this.#told, committedAt)
     this.#dropped = comparePositions(position, this.#options.after) <= 0
     this.#messages = []
     this.#queue.begin(position, committedAt, String(xid))
@@ -150,8 +151,8 @@ class PgoutputDecoder implements Decoder {
     this.open = false
   }
 
-  prompt(position: Position, committedAt: number): void {
-    this.#queue.message(position, committedAt, heartbeatPrefix, new Uint8Array(0))
+  prompt(position: Position): void {
+    this.#queue.message(position, this.#told, heartbeatPrefix, new Uint8Array(0))
     this.reached = position
   }
 
@@ -268,7 +269,9 @@ class PgoutputDecoder implements Decoder {
     if (comparePositions(position, this.reached) <= 0) return
     this.reached = position
     this.#options.onDecoded?.(position, undefined)
-    this.#queue.message(position, this.#options.clock(), prefix, content)
+    const stamped = prefix.startsWith(ownPrefix) ? splitStamp(content) : undefined
+    this.#told = Math.max(this.#told, stamped?.at ?? 0)
+    this.#queue.message(position, stamped?.at ?? this.#told, prefix, stamped?.content ?? content)
   }
 
   #relation(message: Buffer, at: number): void {
@@ -374,4 +377,12 @@ function cutOff(message: Buffer, error: unknown): unknown {
   if (!(error instanceof RangeError)) return error
   const observed = `message type ${message[0]} of ${message.length} bytes ends too early`
   return new Failure('STREAM_MALFORMED', { observed, cause: error })
+}
+
+const ownPrefix = 'crossfade.'
+/** What `emitMessage` put before a content; undefined if somebody else wrote under our prefix. */
+function splitStamp(bytes: Uint8Array): { readonly at: number; readonly content: Uint8Array } | undefined {
+  const end = bytes.indexOf(0x20)
+  const digits = end < 1 || end > 15 ? '' : Buffer.from(bytes.subarray(0, end)).toString('latin1')
+  return /^\d+$/.test(digits) ? { at: Number(digits), content: bytes.subarray(end + 1) } : undefined
 }

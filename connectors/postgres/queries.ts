@@ -224,3 +224,11 @@ export async function beginReading(
 export async function lockDdl(client: pg.ClientBase): Promise<void> {
   await client.query(`select pg_advisory_xact_lock(hashtextextended('crossfade definitions', 0))`)
 }
+
+/** Copies of a cluster share its system identifier, and their databases' oids; no two postmasters began in the same microsecond. */
+export async function selectIdentity(client: pg.ClientBase): Promise<string> {
+  const { rows } = await client.query<{ identity: string }>(
+    `select pg_postmaster_start_time() || ' ' || oid as identity from pg_database where datname = current_database()`,
+  )
+  return rows[0]?.identity ?? ''
+}

@@ -9,6 +9,7 @@ import { applyDdl } from './ddl.ts'
 import { mapError, sqlState } from './errors.ts'
 import { openLane } from './lane.ts'
 import { prepareSession, session, targetTables, type Targets } from './lane-session.ts'
+import { selectIdentity } from './queries.ts'
 import { openReader } from './reader.ts'
 import {
   insertCheckpoints,
@@ -27,6 +28,7 @@ export async function openSink(config: PostgresConfig, { pipeline, log }: Contex
   const control = controlConnection((given) => connect(config, { name: 'control', pipeline }, given))
   await control.use(signal, async () => {})
   return {
+    identity: async (given) => await control.use(given, async (client) => await selectIdentity(client)),
     check: async (tables, given) => await control.use(given, async (client) => await checkTarget(client, tables)),
     occupied: async (tables, given) => await control.use(given, async (client) => await checkOccupied(client, tables)),
     present: async (tables, given) =>

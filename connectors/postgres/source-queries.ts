@@ -231,8 +231,10 @@ export async function selectRoots(
 }
 
 /** Not transactional: at its place in the log at once. */
+/** A message outside of transactions carries no time: the server's own, in ms since 1970, stands before its content. */
 export async function emitMessage(client: pg.ClientBase, prefix: string, content: Uint8Array): Promise<void> {
-  await client.query('select pg_logical_emit_message(false, $1, $2::bytea)', [prefix, Buffer.from(content)])
+  const stamp = `convert_to((extract(epoch from clock_timestamp()) * 1000)::bigint || ' ', 'UTF8')`
+  await client.query(`select pg_logical_emit_message(false, $1, ${stamp} || $2::bytea)`, [prefix, Buffer.from(content)])
 }
 /** A snapshot, by the low 32 bits of the ids as in the stream: transactions in progress, and the first id not given out yet. */
 export type Transactions = { readonly next: number; readonly inProgress: ReadonlySet<number> }

@@ -12,6 +12,7 @@ import { readDdl } from './ddl.ts'
 import { checkPlace, followTimeline } from './divergence.ts'
 import { parseLsn, positionOf } from './position.ts'
 import { qualified } from './queries.ts'
+import { selectIdentity } from './queries.ts'
 import { openReader } from './reader.ts'
 import {
   checkPublication,
@@ -317,6 +318,7 @@ export async function openSource(
     },
     reader: (at, signal) => openReader(config, at, pipeline, signal),
     changes,
+    identity: async (signal) => await ask(selectIdentity(control), signal),
     async emit(prefix, content, signal) {
       await checkNowAndThen(signal)
       await ask(emitMessage(control, prefix, content), signal)

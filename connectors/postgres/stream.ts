@@ -54,8 +54,6 @@ const answerPauseMs = 50
 /** A server that keeps up sends each row by itself, and hearing of it costs more than the row: while pieces follow each other so closely (in ms), the
  *  socket rests after so many of them, and many rows come as one piece. */
 const dense = { pieces: 16, withinMs: 8, pieceBytes: 4096, restMs: 2 }
-/** The library reckons the server's clock from seven days before 2000. */
-const libraryClockError = 604_800_000
 
 /** Starts the stream; resolves once the server has given it the slot, so that no other can acknowledge. */
 export async function openStream(options: StreamOptions, signal: AbortSignal): Promise<ChangeStream> {
@@ -114,7 +112,6 @@ class PgoutputStream implements ChangeStream {
       lookup: options.lookup,
       ours: options.ours,
       after: options.after,
-      clock: Date.now,
       ...(options.onDecoded ? { onDecoded: options.onDecoded } : {}),
     })
     this.#spool = openSpool(join(options.dir, 'transactions'), options.spool ?? defaults.spool)
@@ -137,7 +134,7 @@ class PgoutputStream implements ChangeStream {
       },
       parse: (message: Buffer): void => this.#receive(message),
     }
-    service.on('heartbeat', (lsn, clock, asked) => this.#heartbeat(parseLsn(lsn), clock + libraryClockError, asked))
+    service.on('heartbeat', (lsn, _clock, asked) => this.#heartbeat(parseLsn(lsn), asked))
     this.#signal.addEventListener('abort', this.#onAbort, { once: true })
     await new Promise<void>((resolve, reject) => {
       const fail = (error: unknown): void => {
@@ -328,7 +325,7 @@ class PgoutputStream implements ChangeStream {
   }
 
   /** `end`: all before it was sent to us. */
-  #heartbeat(end: bigint, clock: number, asked: boolean): void {
+  #heartbeat(end: bigint, asked: boolean): void {
     this.#heard = true
     if (!asked || this.#closed) return
     // A server that shuts down waits until all is acknowledged: what lies behind the last event is so by this one.
@@ -336,7 +333,7 @@ class PgoutputStream implements ChangeStream {
     const before = positionOf(end - 1n)
     if (idle && before > this.#decoder.reached && lsnOf(before) > this.#acknowledged) {
       this.#askedAt = end
-      this.#decoder.prompt(before, clock)
+      this.#decoder.prompt(before)
       this.#wake?.()
     }
     this.#answerSoon()

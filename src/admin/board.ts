@@ -104,7 +104,7 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
       const stopped = this.failure !== undefined && !this.failure.retrying
       const tables = [...tallies.values()].map((tally) => tableStatus(tally, stopped))
       const live = tables.length > 0 && tables.every(({ state }) => state === 'live')
-      const proved = proof !== undefined && live
+      const proved = proof !== undefined && proof.committedAt > 0 && live
       const seconds = proved ? Math.max(0, (now() - proof.committedAt) / 1000) : null
       const pace = rates()
       const offsets = new Map(seen.checkpoints?.map((checkpoint) => [partitionName(checkpoint), checkpoint.offset]))

@@ -55,7 +55,8 @@ export function story(out: NodeJS.WriteStream): Story {
       const full = Math.round(share * width)
       const bar = `${'█'.repeat(full)}${paint('dim', '░'.repeat(width - full))}`
       const body = `${time()}  ${paint('cyan', '▸')} ${doing.padEnd(11)} ${bar} ${percent(share).padStart(5)}  ${text}`
-      if (inPlace) out.write(`\r\u001b[K${body}`)
+      // Without wrapping: a second row would not be taken away again.
+      if (inPlace) out.write(`\r\u001b[K\u001b[?7l${body}\u001b[?7h`)
       else if (performance.now() - saidAt > 3000) {
         out.write(`${body}\n`)
         saidAt = performance.now()

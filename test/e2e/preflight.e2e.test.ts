@@ -153,6 +153,17 @@ describe('a start that cannot succeed', { ...needs('pg'), concurrency: 3 }, () =
     await assertCompletes(pipeline)
   })
 
+  it('does not take the source for its own target', async () => {
+    await using pipeline = await prepared()
+    for (const mode of ['full', 'incremental'] as const) {
+      await using own = await scene({ source: pipeline.source, target: pipeline.source, mode })
+      const told = blocker(await own.refused(), 'target.same')
+      assert.match(told.observed ?? '', /the same database/)
+      assert.match((await own.command(['check'])).stdout, /the same database/)
+    }
+    assert.deepEqual(await leftAtSource(pipeline), [])
+  })
+
   it('names a table without a key whose old rows the log would not show', async () => {
     await using pipeline = await prepared()
     await sql(pipeline.source, `create table visit (path text); insert into visit values ('/'), ('/')`)

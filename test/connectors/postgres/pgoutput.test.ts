@@ -78,7 +78,6 @@ function bench(options: Partial<DecoderOptions> = {}): { queue: ChangeQueue; dec
       lookup: ({ table }) => (table.name === 'a' ? schemas.a : schemas.f),
       ours: (name) => name.startsWith('crossfade:x:'),
       after: origin,
-      clock: () => 1,
       ...options,
     }),
   }
