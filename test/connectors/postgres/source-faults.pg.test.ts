@@ -211,6 +211,25 @@ for (const version of [18, 14] as const) {
       await readToMessage(stream, 'analyze')
     })
 
+    test('a message read late tells when it was written, not when it was read', async () => {
+      await using bed = await bedOf()
+      await using source = await bed.open()
+      const after = await bed.retain(source)
+      const before = Date.now()
+      await source.emit(heartbeatPrefix, Buffer.from('late'), never)
+      const written = Date.now()
+      await sleep(1_500)
+      await using stream = await source.changes(after, never)
+      for await (const event of stream) {
+        if (event.kind !== 'message' || Buffer.from(event.content).toString() !== 'late') continue
+        assert.ok(
+          event.committedAt >= before - 1 && event.committedAt <= written + 1,
+          `${event.committedAt - before} ms`,
+        )
+        break
+      }
+    })
+
     test('tables added later, partitions by their roots, and counters', async () => {
       await using bed = await bedOf(`
         create table p (id bigserial, at date not null, primary key (id, at)) partition by range (at);
