@@ -38,8 +38,8 @@ export type Status = {
     readonly bytes: bigint | null
     readonly records: bigint | null
   }
-  /** Changes a second, over the last seconds. */
-  readonly rates: { readonly read: number; readonly applied: number }
+  /** Changes a second, over the last seconds; null where they were not watched. */
+  readonly rates: { readonly read: number; readonly applied: number } | null
   readonly tables: readonly TableStatus[]
   /** What is tried again, or what ended the run. */
   readonly error: StatusError | null

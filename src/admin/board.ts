@@ -40,7 +40,8 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
   /** Records in the log, and applied, by time: nothing is counted on the way of the data. */
   const samples: Sample[] = []
   let began: Sample | undefined
-  const rates = (): { read: number; applied: number } => {
+  const rates = (): { read: number; applied: number } | null => {
+    if (began === undefined) return null
     const [oldest, newest] = [samples[0], samples.at(-1)]
     const seconds = oldest === undefined || newest === undefined ? 0 : (newest.at - oldest.at) / 1000
     if (oldest === undefined || newest === undefined || seconds <= 0) return { read: 0, applied: 0 }
@@ -115,7 +116,7 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
       return {
         pipeline,
         phase: this.phase,
-        verdict: verdict(stopped, seconds, pace.read),
+        verdict: verdict(stopped, seconds, pace?.read ?? 0),
         source: {
           position: seen.health?.position ?? null,
           slot: seen.health?.slot ?? null,

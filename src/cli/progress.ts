@@ -165,7 +165,7 @@ function bar(share: number, width: number, paint: Paint, after: string): string 
 
 /** As much as fits, the most telling first. */
 function changesLine({ rates, totals, lag, source }: Status, width: number): string {
-  const parts = [`read ${formatShort(Math.round(rates.read))}/s`, `applied ${formatShort(Math.round(rates.applied))}/s`]
+  const parts = [`read ${perSecond(rates?.read)}`, `applied ${perSecond(rates?.applied)}`]
   if (lag.records !== null && lag.records > 0n) parts.push(`${formatShort(lag.records)} waiting`)
   if (totals) parts.push(`${formatCount(totals.applied)} changes applied`)
   if (source.retainedBytes !== null) parts.push(`source keeps ${formatBytes(source.retainedBytes)}`)
@@ -218,8 +218,12 @@ export function renderLine(status: Status, seen: Pace, now: number): string {
   const waiting = status.lag.records ?? 0n
   parts.push(
     `${status.verdict}, ${lagText(status, now)}`,
-    `read ${formatShort(Math.round(status.rates.read))}/s, applied ${formatShort(Math.round(status.rates.applied))}/s${waiting > 0n ? `, ${formatShort(waiting)} waiting` : ''}`,
+    `read ${perSecond(status.rates?.read)}, applied ${perSecond(status.rates?.applied)}${waiting > 0n ? `, ${formatShort(waiting)} waiting` : ''}`,
   )
   if (status.error) parts.push(`${status.error.code}${status.error.retrying ? ', trying again' : ''}`)
   return parts.join(' | ')
+}
+
+function perSecond(rate: number | undefined): string {
+  return `${formatShort(Math.round(rate ?? 0))}/s`
 }

@@ -24,7 +24,7 @@ export function renderStatus(status: Status, width: number, paint: Paint, now: n
         ]),
     field(
       'source',
-      `${source.slot ?? 'no slot'}  at ${source.position === null ? 'unknown' : printable(source.position)}`,
+      `${source.slot ?? 'slot unknown'}  at ${source.position === null ? 'unknown' : printable(source.position)}`,
     ),
     ...(kept.length > 0 ? [field('', kept.join(', '))] : []),
     field(
@@ -33,7 +33,9 @@ export function renderStatus(status: Status, width: number, paint: Paint, now: n
     ),
     field(
       'rates',
-      `read ${formatShort(Math.round(rates.read))}/s, applied ${formatShort(Math.round(rates.applied))}/s`,
+      rates === null
+        ? 'unknown: only a run watches them'
+        : `read ${formatShort(Math.round(rates.read))}/s, applied ${formatShort(Math.round(rates.applied))}/s`,
     ),
   ]
   if (error) {
