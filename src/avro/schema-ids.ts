@@ -80,7 +80,6 @@ export function schemaReader(log: ChangeLog, topic: string, { wait = 30_000 }: {
           reading = undefined
         })
         // another caller's failure may be its own signal's: then it is read again
-        // oxlint-disable-next-line no-await-in-loop
         await (others === undefined ? reading : others.catch(() => {}))
       }
     },
