@@ -1,9 +1,12 @@
-// Runs test files: `node test/run.ts [--only test|faults] [path or part of one]...`
+// Runs test files: `node test/run.ts [--only test|faults] [--json file] [path or part of one]...`
 // Servers that the chosen files need, by suffix or by name, are started once; the last line is `N passed, N failed`.
-import { globSync, readFileSync } from 'node:fs'
+// `--only faults`: test/faults, each file with servers of its own, and all files that docs/guarantees.md names for a hazard; at the end, and as JSON,
+// what became of each hazard.
+import { globSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
-import { relative, resolve, sep } from 'node:path'
+import { dirname, relative, resolve, sep } from 'node:path'
 import { parseArgs } from 'node:util'
+import { hazardTable, readHazards, renderHazards, type Hazard } from './support/hazards.ts'
 import { runFile, type FileLimits, type FileResult } from './support/run-file.ts'
 import { addressVariable, kafka, missing, missingVariable, postgres, versionOf, type Need } from './support/servers.ts'
 
@@ -12,14 +15,22 @@ const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     only: { type: 'string' },
+    json: { type: 'string', default: resolve(root, '.crossfade/faults.json') },
     name: { type: 'string', multiple: true },
     timeout: { type: 'string', default: process.env['CROSSFADE_TEST_TIMEOUT'] ?? '120' },
     concurrency: { type: 'string', default: String(Math.min(2, availableParallelism())) },
   },
 })
 
+const faults = `test${sep}faults${sep}`
+const withHazards = values.only === 'faults'
+const hazards: readonly Hazard[] = withHazards
+  ? readHazards(readFileSync(resolve(root, 'docs/guarantees.md'), 'utf8'))
+  : []
+/** What random tests take their choices from. */
+const seed = (process.env['CROSSFADE_SEED'] ??= String(Date.now() % 100_000))
+
 function chooseFiles(): string[] {
-  const faults = `test${sep}faults${sep}`
   const all = globSync('test/**/*.test.ts', { cwd: root }).sort()
   const named = positionals.map((each) => {
     const path = relative(root, resolve(each))
@@ -28,14 +39,22 @@ function chooseFiles(): string[] {
   return all.filter((file) => {
     if (named.length > 0 && !named.some((part) => file.includes(part))) return false
     if (values.only === 'test') return !needsServer(file)
-    if (values.only === 'faults') return file.startsWith(faults)
+    if (withHazards) return file.startsWith(faults) || holdsHazard(file)
     return named.length > 0 || !file.startsWith(faults)
   })
 }
 
+/** Named for a hazard, or runs conformance tests that are. */
+function holdsHazard(file: string): boolean {
+  const named = new Set(hazards.flatMap(({ tests }) => tests.map((test) => test.file)))
+  if (named.has(file)) return true
+  const imports = readFileSync(resolve(root, file), 'utf8').match(/conformance\/[\w-]+\.ts/g) ?? []
+  return imports.some((path) => named.has(`test/${path}`))
+}
+
 /** `x.test.ts` needs nothing; every other suffix, as in `x.pg.test.ts`, names what must run. */
 function needsServer(file: string): boolean {
-  return /\.(pg|kafka|e2e|mongo|ui)\.test\.ts$/.test(file) || file.startsWith(`test${sep}faults${sep}`)
+  return /\.(pg|kafka|e2e|mongo|ui)\.test\.ts$/.test(file) || file.startsWith(faults)
 }
 
 /** By suffix; the older versions and files of other suffixes by what their text asks for. */
@@ -79,8 +98,11 @@ async function main(): Promise<number> {
     console.error(`--only takes test or faults, not ${values.only}`)
     return 2
   }
+  const started = Date.now()
   const files = chooseFiles()
-  await startServers(files)
+  /** Given to files whose faults may hurt what others use. */
+  const alone = { ...process.env }
+  await startServers(files.filter((file) => !file.startsWith(faults)))
   const limits: FileLimits = {
     testMs: Number(values.timeout) * 1000,
     fileMs: 15 * 60_000,
@@ -92,13 +114,26 @@ async function main(): Promise<number> {
   const results: FileResult[] = []
   const workers = Array.from({ length: Math.max(1, Number(values.concurrency)) }, async () => {
     for (let file = queue.shift(); file !== undefined; file = queue.shift()) {
-      const result = await runFile(resolve(root, file), limits, process.env)
+      const result = await runFile(resolve(root, file), limits, file.startsWith(faults) ? alone : process.env)
       results.push(result)
       printFile(file, result)
     }
   })
   await Promise.all(workers)
+  if (withHazards) tellHazards(results, Date.now() - started)
   return printTotals(results)
+}
+
+/** In the terminal and as JSON. */
+function tellHazards(results: readonly FileResult[], ms: number): void {
+  const files = results.map(({ file, ms, tests }) => ({ file: relative(root, file), ms, tests }))
+  const table = hazardTable(
+    hazards,
+    files.flatMap(({ file, tests }) => tests.map((test) => ({ file, ...test }))),
+  )
+  console.log(`\n${renderHazards(table)}\n\nCROSSFADE_SEED=${seed}, ${seconds(ms)}`)
+  mkdirSync(dirname(values.json), { recursive: true })
+  writeFileSync(values.json, `${JSON.stringify({ seed, ms, hazards: table, files }, undefined, 2)}\n`)
 }
 
 function printFile(file: string, result: FileResult): void {

@@ -2,11 +2,10 @@ import assert from 'node:assert/strict'
 import { existsSync, readFileSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { test } from 'node:test'
+import { reference } from '../support/hazards.ts'
 
 const root = resolve(import.meta.dirname, '../..')
 const read = (path: string): string => readFileSync(resolve(root, path), 'utf8')
-/** A path in backticks that holds tests, followed by the quoted names of some of them. */
-const reference = /`(test\/[^`]+\.ts)`((?:[:,]? "[^"]+")*)/g
 
 for (const page of ['docs/guarantees.md', 'src/snapshot/SPEC.md']) {
   test(`each test that ${page} names is there`, () => {

@@ -16,6 +16,8 @@ export interface FileResult {
   readonly failures: readonly Failure[]
   readonly skipped: readonly { readonly name: string; readonly reason: string }[]
   readonly slow: readonly { readonly name: string; readonly ms: number }[]
+  /** Every test, suites' names before its own. */
+  readonly tests: readonly { readonly path: readonly string[]; readonly outcome: 'passed' | 'failed' | 'skipped' }[]
   /** What the file printed, in order. */
   readonly output: string
 }
@@ -38,6 +40,7 @@ export async function runFile(file: string, limits: FileLimits, env: NodeJS.Proc
   const failures: Failure[] = []
   const skipped: { name: string; reason: string }[] = []
   const slow: { name: string; ms: number }[] = []
+  const tests: { path: readonly string[]; outcome: 'passed' | 'failed' | 'skipped' }[] = []
   const path: string[] = []
   const abort = new AbortController()
   let output = ''
@@ -93,17 +96,21 @@ export async function runFile(file: string, limits: FileLimits, env: NodeJS.Proc
 
   function takeResult(event: Extract<TestEvent, { type: 'test:pass' | 'test:fail' }>): void {
     const { data } = event
-    const name = [...path.slice(0, data.nesting), data.name].join(' > ')
+    const names = [...path.slice(0, data.nesting), data.name]
+    const name = names.join(' > ')
     const ms = data.details.duration_ms
     const isSuite = data.details.type === 'suite'
     if (data.skip !== undefined && data.skip !== false) {
+      tests.push({ path: names, outcome: 'skipped' })
       skipped.push({ name, reason: typeof data.skip === 'string' ? data.skip : '' })
     } else if (event.type === 'test:fail') {
       const { error } = event.data.details
       // The subtests have told already; the parent is counted once more only if it fails by itself.
       if ('failureType' in error && error.failureType === 'subtestsFailed') return
+      tests.push({ path: names, outcome: 'failed' })
       failures.push({ name, place: `${data.file}:${data.line}:${data.column}`, text: describe(error) })
     } else if (!isSuite) {
+      tests.push({ path: names, outcome: 'passed' })
       passed++
     }
     if (!isSuite && ms > limits.slowMs) slow.push({ name, ms })
@@ -128,7 +135,7 @@ export async function runFile(file: string, limits: FileLimits, env: NodeJS.Proc
   else if (silent && passed + skipped.length === 0 && limits.names.length === 0) {
     failures.push({ name: '(file)', place: file, text: 'no test in this file' })
   }
-  return { file, ms: Date.now() - started, passed, failures, skipped, slow, output }
+  return { file, ms: Date.now() - started, passed, failures, skipped, slow, tests, output }
 }
 
 function describe(error: unknown): string {
