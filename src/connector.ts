@@ -82,10 +82,14 @@ export type Health = {
 export interface Source extends AsyncDisposable {
   /** Tells the running database from every other: the same text at both ends is the same database. */
   identity?(signal: AbortSignal): Promise<string>
-  check(filter: TableFilter, signal: AbortSignal): Promise<readonly Finding[]>
+  /** `startAt`: as `adopt` will be asked to. */
+  check(filter: TableFilter, signal: AbortSignal, startAt?: string): Promise<readonly Finding[]>
   tables(filter: TableFilter, signal: AbortSignal): Promise<readonly TableSchema[]>
   /** Makes the source keep changes of these tables; the first call returns a snapshot, a repeat adds what is missing and returns undefined. */
   retain(tables: readonly TableSchema[], signal: AbortSignal): Promise<Snapshot | undefined>
+  /** Instead of `retain`, for a target that holds the data as of `startAt`, a place as the source's own tools print it: takes over what the operator made
+   *  by hand under our name, which must keep every change from there on. Resolves to the position of that place; may be repeated like `retain`. */
+  adopt?(tables: readonly TableSchema[], startAt: string, signal: AbortSignal): Promise<Position>
   /** One more view, for what is copied after a crash or added later. */
   snapshot(signal: AbortSignal): Promise<Snapshot>
   reader(at: Snapshot['id'] | 'now', signal: AbortSignal): Promise<TableReader>

@@ -9,7 +9,7 @@ import { memoryStore } from './coordinate/state-store.ts'
 import { asFailure, codes } from './errors.ts'
 import type { Logger } from './logger.ts'
 import type { TableSchema } from './model.ts'
-import { partsOf, type Connectors } from './parts.ts'
+import { partsOf, type Connectors, type Parts } from './parts.ts'
 import { registeredTables } from './registry.ts'
 import { checkTarget } from './setup.ts'
 import type { Status } from './status.ts'
@@ -42,7 +42,8 @@ export async function checkPipeline(
   await ask('source', async () => {
     await using source = await parts.source(memoryStore(), signal)
     identity = await source.identity?.(signal)
-    const found = await source.check(parts.filter, signal)
+    const { startAt } = config
+    const found = await source.check(parts.filter, signal, (await hasBegun(parts, signal)) ? undefined : startAt)
     const all = await source.tables(() => true, signal)
     tables = all.filter(({ table }) => parts.filter(table))
     const { include, exclude } = config.tables
@@ -71,6 +72,16 @@ export async function checkPipeline(
     ]
   })
   return findings
+}
+
+/** Not where nobody can say: that its store does not answer is told with the target. */
+async function hasBegun(parts: Parts, signal: AbortSignal): Promise<boolean> {
+  try {
+    await using store = await parts.store(signal)
+    return (await store.get('begun', signal)) !== undefined
+  } catch {
+    return false
+  }
 }
 
 function durability(replication: number): Finding {

@@ -144,11 +144,11 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   await using changeLog = await parts.changeLog(beginning)
   await using source = await parts.source(store, beginning)
   await using sink = await parts.sink(beginning)
-  const { tables, snapshot } = await setUp(parts, { source, sink, store, changeLog }, beginning)
+  const { tables, snapshot, start } = await setUp(parts, { source, sink, store, changeLog }, beginning)
   onBegin()
   board.plan(tables)
   const partitions = tables.flatMap(({ route }) => partitionsOf(route))
-  const run: Run = { ...common, changeLog, sink, tables, partitions, batchers: new Map(), halt: tasks.halt }
+  const run: Run = { ...common, changeLog, sink, tables, partitions, start, batchers: new Map(), halt: tasks.halt }
   tasks.start('capture', (signal) => captureTask(run, signal))
   tasks.start('watermarks', (signal) => watermarkTask(run, signal))
   tasks.start('heartbeat', (signal) => heartbeatTask(run, signal))

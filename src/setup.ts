@@ -4,7 +4,7 @@ import type { Finding, Sink, Snapshot, Source } from './connector.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
-import { origin, tableName, type TableSchema } from './model.ts'
+import { origin, tableName, type Position, type TableSchema } from './model.ts'
 import type { Parts } from './parts.ts'
 import { partitionsOf, registerTables, type Registered } from './registry.ts'
 
@@ -12,6 +12,8 @@ type Setup = {
   readonly tables: readonly Registered[]
   /** The snapshot that came with what the source keeps for us; only the first time, and only where something is to be copied. */
   readonly snapshot: Snapshot | undefined
+  /** Where changes begin as long as no watermark says more; the origin: where the source began to keep them. */
+  readonly start: Position
 }
 type SchemaStyle = 'dump' | 'tables' | 'none'
 
@@ -25,9 +27,11 @@ export async function setUp(
   const { config, filter } = parts
   // What was decided for a start that came to nothing is decided anew: its cause is what the operator has changed since.
   const begun = (await store.get('begun', signal)) !== undefined
-  const sourceFindings = await source.check(filter, signal)
+  const sourceFindings = await source.check(filter, signal, begun ? undefined : config.startAt)
   const found = await source.tables(filter, signal)
   const identity = await source.identity?.(signal)
+  for (const { id, level, observed, needed } of sourceFindings)
+    if (level === 'unknown') parts.log.warn({ id, observed, needed }, 'could not be checked')
   blockUnless([...sourceFindings, ...(begun ? [] : await checkTarget(sink, found, config.mode, identity, signal))])
   if (found.length === 0) {
     throw new Failure('TABLE_MISSING', {
@@ -55,11 +59,24 @@ export async function setUp(
     const partitions = partitionsOf(route)
     await sink.setCopy({ table: schema.table, partitions, snapshot: origin, live: !copying }, 0, signal)
   }
-  const snapshot = await source.retain(schemas, signal)
+  const { snapshot, start } = await keepChanges(source, schemas, config.startAt, signal)
   if (!begun) await store.put('begun', { tables: all.length }, 0, signal)
-  if (copying) return { tables: all, snapshot }
+  if (copying) return { tables: all, snapshot, start }
   await snapshot?.[Symbol.asyncDispose]()
-  return { tables: all, snapshot: undefined }
+  return { tables: all, snapshot: undefined, start }
+}
+
+async function keepChanges(
+  source: Source,
+  schemas: readonly TableSchema[],
+  startAt: string | undefined,
+  signal: AbortSignal,
+): Promise<Pick<Setup, 'snapshot' | 'start'>> {
+  if (startAt === undefined) return { snapshot: await source.retain(schemas, signal), start: origin }
+  if (source.adopt === undefined) {
+    throw new Failure('UNSUPPORTED', { object: 'startAt', observed: 'this source begins at its first start only' })
+  }
+  return { snapshot: undefined, start: await source.adopt(schemas, startAt, signal) }
 }
 
 const sameDatabase: Finding = {

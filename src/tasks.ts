@@ -46,6 +46,8 @@ export type Run = Common & {
   readonly sink: Sink
   readonly tables: readonly Registered[]
   readonly partitions: readonly TopicPartition[]
+  /** Where changes begin as long as no watermark says more. */
+  readonly start: Position
   /** By lane; each knows which checkpoints are its own. */
   readonly batchers: Map<number, Batcher>
   readonly halt: AbortSignal
@@ -54,7 +56,7 @@ export type Run = Common & {
 /** From the source to the log, under a higher epoch than anyone captured under before. */
 export async function captureTask(run: Run, signal: AbortSignal): Promise<void> {
   const { parts, store, changeLog, tables, partitions, halt } = run
-  const { name, startAt } = parts.config
+  const { name } = parts.config
   await using source = await parts.source(store, signal)
   const tail = await readTail(changeLog, name, signal)
   const routes = new Map(tables.map(({ schema, route }) => [tableName(schema.table), route]))
@@ -68,7 +70,7 @@ export async function captureTask(run: Run, signal: AbortSignal): Promise<void> 
     limits: { roundBytes, batchBytes },
     compress: parts.config.log.type === 'kafka',
   })
-  const after = tail.watermark?.position ?? ((startAt ?? '') as Position)
+  const after = tail.watermark?.position ?? run.start
   await capture(source, changeLog, publisher, after, { signal }, halt)
 }
 

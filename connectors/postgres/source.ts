@@ -10,9 +10,8 @@ import { checkSource } from './check.ts'
 import { close, connect, replicationOptions, type PostgresConfig } from './config.ts'
 import { readDdl } from './ddl.ts'
 import { checkPlace, followTimeline } from './divergence.ts'
-import { parseLsn, positionOf } from './position.ts'
-import { qualified } from './queries.ts'
-import { selectIdentity } from './queries.ts'
+import { parseLsn, positionOf, snapshotPosition } from './position.ts'
+import { qualified, selectIdentity } from './queries.ts'
 import { openReader } from './reader.ts'
 import {
   checkPublication,
@@ -32,6 +31,7 @@ import {
   dropPublication,
   dropSlot,
   emitMessage,
+  identifySystem,
   selectInProgress,
   selectPublication,
   selectPublicationDigest,
@@ -43,8 +43,10 @@ import {
   selectSlot,
   type PublicationRow,
   type SlotRow,
+  type System,
   type Transactions,
 } from './source-queries.ts'
+import { checkStart } from './start.ts'
 import { openStream } from './stream.ts'
 import { visibility } from './visibility.ts'
 
@@ -170,7 +172,7 @@ export async function openSource(
       throw new Failure('SLOT_IN_USE', {
         object: slot ? object : publication,
         observed: 'it exists, and this pipeline did not make it',
-        next: `If nothing needs it, drop it: ${slot ? `select pg_drop_replication_slot('${name}')` : `drop publication ${name}`}; or choose another pipeline name`,
+        next: `If nothing needs it, drop it: ${slot ? `select pg_drop_replication_slot('${name}')` : `drop publication ${name}`}; or choose another pipeline name; or, where the target holds the data as of its place, take it over by mode: incremental with startAt`,
       })
     }
     const nothing = { oid: 0, options: '', version: '', relations: [] }
@@ -200,6 +202,29 @@ export async function openSource(
       await snapshot[Symbol.asyncDispose]()
       throw error
     }
+  }
+
+  /** The slot and publication that the operator made, as the preflight demands them. */
+  async function adoptFirst(tables: readonly TableSchema[], startAt: string, signal: AbortSignal): Promise<void> {
+    const { confirmed_flush_lsn: confirmed } = await ownSlot(signal)
+    const plain = tables.map(({ table }) => table)
+    const finding = (await ask(checkStart(control, name, plain, startAt, serverVersion), signal)).at(-1)
+    if (finding === undefined || finding.level === 'blocker' || confirmed === null) {
+      const { observed = 'no place', needed = startAt, remedy } = finding ?? {}
+      throw new Failure('SLOT_LOST', { object: `slot ${name}`, observed, needed, ...(remedy && { next: remedy }) })
+    }
+    await freeSlot(control, pipeline, name, performance.now() + takeOverMs, signal)
+    const sender = await connect(config, { name: 'slot', pipeline, replication: true }, signal)
+    let system: System
+    try {
+      system = await identifySystem(sender)
+    } finally {
+      await close(sender)
+    }
+    const row = await published(signal)
+    adopt(tables, row)
+    const consistentPoint = positionOf(parseLsn(confirmed))
+    await record({ ...system, state: 'made', consistentPoint, publication: row, adding: [] }, signal)
   }
 
   async function retainMore(before: Retained, tables: readonly TableSchema[], signal: AbortSignal): Promise<void> {
@@ -296,8 +321,11 @@ export async function openSource(
   }
 
   return {
-    async check(filter, signal) {
-      return await ask(checkSource(control, filter, pipeline), signal)
+    async check(filter, signal, startAt) {
+      const findings = await ask(checkSource(control, filter, pipeline), signal)
+      if (startAt === undefined) return findings
+      const tables = (await ask(readCatalog(control, filter), signal)).map(({ table }) => table)
+      return [...findings, ...(await ask(checkStart(control, name, tables, startAt, serverVersion), signal))]
     },
     async tables(filter, signal) {
       const catalog = await ask(readCatalog(control, filter), signal)
@@ -309,6 +337,13 @@ export async function openSource(
         if (before?.state !== 'made') return await retainFirst(tables, signal)
         await retainMore(before, tables, signal)
         return undefined
+      }),
+    adopt: (tables, startAt, signal) =>
+      inTurn(async () => {
+        const before = await load(signal)
+        if (before?.state === 'made') await retainMore(before, tables, signal)
+        else await adoptFirst(tables, startAt, signal)
+        return snapshotPosition(parseLsn(startAt))
       }),
     async snapshot(signal) {
       const slot = `${name.slice(0, 46)}_${process.pid}_${Date.now().toString(36)}`

@@ -8,7 +8,7 @@ name: ${name}
 
 # full: copy, then end. incremental: changes only, the target already holds the rest. hybrid: copy, then changes for as long as it runs.
 mode: hybrid
-# startAt: "<position>"        # incremental only: where to start; default: now
+# startAt: "<position>"        # incremental only: the place of a slot made by hand as of which the target holds the data; default: a slot made now
 
 # Keep passwords out of this file.
 source: { type: ${type}, url: "\${env:SOURCE_URL}" }
