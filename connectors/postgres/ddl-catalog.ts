@@ -6,7 +6,7 @@ function needs(classId: string, oid: string): string {
              from pg_depend d left join pg_depend ed on ed.classid = d.refclassid and ed.objid = d.refobjid and ed.deptype = 'e'
              left join pg_extension e on e.oid = ed.refobjid
             where d.classid = '${classId}'::regclass and d.objid = ${oid} and d.refobjid >= 16384
-              and d.refclassid in ('pg_proc'::regclass, 'pg_opclass'::regclass, 'pg_operator'::regclass, 'pg_collation'::regclass,
+              and d.refclassid in ('pg_proc'::regclass, 'pg_opclass'::regclass, 'pg_operator'::regclass,
                                    'pg_ts_config'::regclass, 'pg_opfamily'::regclass))`
 }
 
@@ -107,7 +107,41 @@ export async function selectSequences(
   return rows
 }
 
-type ColumnExtra = { table: number; attnum: number; collation: string | null; missing: string | null }
+type CollationRow = { schema: string; name: string; options: string }
+/** Collations of the database's own that these tables, their indexes and constraints, or these types need. */
+export async function selectCollations(
+  client: pg.ClientBase,
+  tables: readonly number[],
+  types: readonly number[],
+): Promise<readonly CollationRow[]> {
+  // The locale's column was renamed from version to version; before 15 it stood for ICU too in collcollate.
+  const { rows } = await client.query<CollationRow>(
+    `with own (class, oid) as (
+       select 'pg_class'::regclass, t from unnest($1::oid[]) t
+       union all select 'pg_class'::regclass, indexrelid from pg_index where indrelid = any($1)
+       union all select 'pg_attrdef'::regclass, oid from pg_attrdef where adrelid = any($1)
+       union all select 'pg_constraint'::regclass, oid from pg_constraint where conrelid = any($1) or contypid = any($2::oid[])
+       union all select 'pg_type'::regclass, t from unnest($2::oid[]) t
+       union all select 'pg_class'::regclass, typrelid from pg_type where oid = any($2) and typtype = 'c')
+     select n.nspname as schema, c.collname as name,
+            concat_ws(', ',
+              'provider = ' || case c.collprovider when 'i' then 'icu' when 'b' then 'builtin' else 'libc' end,
+              case when c.collprovider = 'c' then format('lc_collate = %L, lc_ctype = %L', c.collcollate, c.collctype)
+                   else format('locale = %L', coalesce(j ->> 'colllocale', j ->> 'colliculocale', c.collcollate)) end,
+              'rules = ' || quote_literal(j ->> 'collicurules'),
+              case when not c.collisdeterministic then 'deterministic = false' end) as options
+       from pg_collation c join pg_namespace n on n.oid = c.collnamespace cross join lateral to_jsonb(c) j
+      where c.oid >= 16384
+        and exists (select from pg_depend d join own on own.class = d.classid and own.oid = d.objid
+                     where d.refclassid = 'pg_collation'::regclass and d.refobjid = c.oid)
+        and not exists (select from pg_depend x where x.classid = 'pg_collation'::regclass and x.objid = c.oid and x.deptype = 'e')
+      order by 1, 2`,
+    [tables, types],
+  )
+  return rows
+}
+
+export type ColumnExtra = { table: number; attnum: number; collation: string | null; missing: string | null }
 /** Collations other than the type's own, and what defaults and generated columns need. */
 export async function selectColumnExtras(
   client: pg.ClientBase,
@@ -126,7 +160,7 @@ export async function selectColumnExtras(
   return rows
 }
 
-type TableExtra = {
+export type TableExtra = {
   oid: number
   options: string[] | null
   partitionKey: string | null

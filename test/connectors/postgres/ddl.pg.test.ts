@@ -43,6 +43,9 @@ describe('definitions by tables', needs('pg'), () => {
     await query(
       source,
       `create schema "Odd ""schema"; create schema types;
+       create collation types.numbered (provider = icu, locale = 'und-u-kn', deterministic = false);
+       create collation types.plain (lc_collate = 'C', lc_ctype = 'C');
+       create domain types.label as text collate types.plain;
        create type types.mood as enum ('sad', 'it''s ok');
        create domain types.positive as int check (value > 0);
        create domain types.even as types.positive default 2 constraint twos check (value % 2 = 0) not null;
@@ -53,10 +56,11 @@ describe('definitions by tables', needs('pg'), () => {
          id bigint generated always as identity (start 42 increment 7) primary key,
          n int default nextval('types.shared'), s serial, e types.even, p types.part, m types.mood[] default '{sad}', r types.span,
          mr types.spans, t text collate "C" not null default 'a''b', g int generated always as (n * 2) stored,
-         gone int, unique (t), check (n > 0), constraint "lo ng" check (length(t) < 10) not valid
+         nb text collate types.numbered, lb types.label, gone int, unique (t), check (n > 0), constraint "lo ng" check (length(t) < 10) not valid
        ) with (fillfactor = 70);
        alter table "Odd ""schema"."Täble " drop column gone;
        create index "by, n" on "Odd ""schema"."Täble " (n desc nulls last) include (t) where n > 5;
+       create index "by numbered" on "Odd ""schema"."Täble " ((t || 'x') collate types.numbered);
        create table public.child (id int primary key, parent bigint references "Odd ""schema"."Täble " (id) on delete cascade deferrable);
        create table public.root (k int not null, d date not null, v text, gone int, primary key (d, k)) partition by range (d);
        create table public.mid partition of public.root for values from ('2020-01-01') to ('2021-01-01') partition by list (k);
