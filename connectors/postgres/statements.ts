@@ -185,7 +185,8 @@ function write(plan: Plan, kind: Kind, parameters: readonly Parameter[]): Statem
   switch (kind) {
     case 'insert':
     case 'upsert': {
-      const insert = `insert into ${table} (${names.join(', ')})${overriding(plan)} select ${parameters.map(({ c }) => `s.c${c}`).join(', ')} from ${from} s`
+      // By another name, as a table may be called excluded.
+      const insert = `insert into ${table} as t (${names.join(', ')})${overriding(plan)} select ${parameters.map(({ c }) => `s.c${c}`).join(', ')} from ${from} s`
       if (kind === 'insert') return { sql: insert, types }
       const conflict = keyed.map(({ column }) => ident(column.name)).join(', ')
       const excluded = others.map(({ column }) => `${ident(column.name)} = excluded.${ident(column.name)}`).join(', ')

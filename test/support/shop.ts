@@ -301,6 +301,16 @@ function below(random: () => number, limit: number): number {
   return Math.floor(random() * limit)
 }
 
+/** Makes the planner's numbers say that these tables hold 200,000 rows, which is what decides on partitions and ranges. Each must hold a row. */
+export async function pretendLarge(url: string, tables: readonly string[]): Promise<void> {
+  await using client = await connected(url)
+  await client.query(
+    `update pg_class set reltuples = 200000, relpages = pg_relation_size(oid) / current_setting('block_size')::int
+      where oid = any($1::regclass[])`,
+    [tables],
+  )
+}
+
 type Connected = pg.Client & AsyncDisposable
 export async function connected(url: string): Promise<Connected> {
   const client = new pg.Client({ connectionString: url, application_name: 'shop' })
