@@ -25,7 +25,9 @@ export type Finding = {
   readonly remedy?: string
 }
 export type Digest = { readonly rows: number; readonly sums: readonly [bigint, bigint] }
-export type TableFilter = (table: TableId) => boolean
+/** Whether a table is part of the pipeline. `within`: what it is a part of and may be named by, such as a partitioned table. Asked of every table that
+ *  could be. */
+export type TableFilter = (table: TableId, within?: readonly TableId[]) => boolean
 /** Reads rows at either end: copy, verification, repair, backup. One call at a time; open several to read in parallel. */
 export interface TableReader extends AsyncDisposable {
   /** Ranges of about `rows` rows; a single one where keys cannot be ranged. */

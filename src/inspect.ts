@@ -8,7 +8,7 @@ import { isRenewed } from './coordinate/lease.ts'
 import { memoryStore } from './coordinate/state-store.ts'
 import { asFailure, codes } from './errors.ts'
 import type { Logger } from './logger.ts'
-import type { TableSchema } from './model.ts'
+import type { TableId, TableSchema } from './model.ts'
 import { partsOf, type Connectors, type Parts } from './parts.ts'
 import { registeredTables } from './registry.ts'
 import { checkTarget } from './setup.ts'
@@ -44,17 +44,13 @@ export async function checkPipeline(
     identity = await source.identity?.(signal)
     const { startAt } = config
     const found = await source.check(parts.filter, signal, (await hasBegun(parts, signal)) ? undefined : startAt)
-    const all = await source.tables(() => true, signal)
-    tables = all.filter(({ table }) => parts.filter(table))
+    const all: { readonly table: TableId; readonly within: readonly TableId[] | undefined }[] = []
+    tables = await source.tables((table, within) => {
+      all.push({ table, within })
+      return parts.filter(table, within)
+    }, signal)
     const { include, exclude } = config.tables
-    return [
-      ...found,
-      ...patternFindings(
-        include,
-        exclude,
-        all.map(({ table }) => table),
-      ),
-    ]
+    return [...found, ...patternFindings(include, exclude, all)]
   })
   await ask('target', async () => {
     await using sink = await parts.sink(signal)

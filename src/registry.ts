@@ -43,7 +43,9 @@ export async function registerTables(
     if (now === undefined) {
       throw new Failure('TABLE_MISSING', {
         object: tableName(schema.table),
-        observed: filter(schema.table) ? 'no longer at the source' : 'no longer among tables.include',
+        observed: filter(schema.table)
+          ? 'no longer at the source'
+          : 'no longer at the source, or no longer among tables.include',
         needed: 'every table the pipeline began with',
         effect: 'nothing is captured or applied',
       })

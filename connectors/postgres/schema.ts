@@ -100,7 +100,7 @@ const identities: Readonly<Record<string, CatalogTable['replicaIdentity']>> = {
 
 /**
  * Tables with rows of their own that the filter names: plain ones and leaf partitions, ordered by schema and name. A leaf
- * is in if the filter takes its own name or that of a partitioned table above it. Not in: catalogs, schema crossfade,
+ * is asked for with the partitioned tables above it. Not in: catalogs, schema crossfade,
  * temporary, unlogged, foreign and extensions' tables, and those without a column to copy (`readLeftOut` names those).
  */
 export async function readCatalog(client: pg.ClientBase, filter: TableFilter): Promise<readonly CatalogTable[]> {
@@ -149,7 +149,7 @@ function leftOutBecause(row: RelationRow): string | undefined {
 }
 
 function isNamed(row: RelationRow, filter: TableFilter): boolean {
-  return filter({ schema: row.schema, name: row.name }) || (row.ancestors ?? []).some((table) => filter(table))
+  return filter({ schema: row.schema, name: row.name }, row.ancestors ?? [])
 }
 
 async function describe(client: pg.ClientBase, relations: readonly RelationRow[]): Promise<readonly CatalogTable[]> {

@@ -32,28 +32,37 @@ function part(text: string): Part {
   return (name) => name === text || matches(flat(name))
 }
 
+/** By its own name, or by that of what it is a part of. */
 const matcher = (pattern: string): TableFilter => {
   const parsed = parsePattern(pattern)
-  return (table) => parsed !== undefined && parsed.schema(table.schema) && parsed.table(table.name)
+  const fits = (table: TableId): boolean =>
+    parsed !== undefined && parsed.schema(table.schema) && parsed.table(table.name)
+  return (table, within = []) => fits(table) || within.some(fits)
 }
 
-/** Tables that at least one of `include` and none of `exclude` matches. */
+/** Tables that at least one of `include` and none of `exclude` matches. A partition is matched by the name of a table above it too, and left out with it:
+ *  `exclude` wins on whichever of the names it matches. */
 export function tableFilter(include: readonly string[], exclude: readonly string[]): TableFilter {
   const wanted = include.map(matcher)
   const unwanted = exclude.map(matcher)
-  return (table) =>
-    table.schema !== ownSchema && wanted.some((test) => test(table)) && !unwanted.some((test) => test(table))
+  return (table, within) =>
+    table.schema !== ownSchema &&
+    wanted.some((test) => test(table, within)) &&
+    !unwanted.some((test) => test(table, within))
 }
 
 /** What is odd about the patterns, given every table there is: one that matches none, or nothing left to do. */
 export function patternFindings(
   include: readonly string[],
   exclude: readonly string[],
-  tables: readonly TableId[],
+  tables: readonly { readonly table: TableId; readonly within?: readonly TableId[] | undefined }[],
 ): readonly Finding[] {
   const idle = (patterns: readonly string[], key: string, left: TableFilter): readonly Finding[] =>
     patterns
-      .filter((pattern) => !tables.some((table) => left(table) && matcher(pattern)(table)))
+      .filter((pattern) => {
+        const matches = matcher(pattern)
+        return !tables.some(({ table, within }) => left(table, within) && matches(table, within))
+      })
       .map((pattern) => ({
         id: 'tables.pattern',
         level: 'warning',
@@ -61,9 +70,9 @@ export function patternFindings(
         needed: 'each pattern matches at least one table',
         remedy: `Correct or remove it; names are compared as they are, upper and lower case apart`,
       }))
-  const chosen = tables.filter(tableFilter(include, exclude))
+  const filter = tableFilter(include, exclude)
   return [
-    ...(chosen.length > 0
+    ...(tables.some(({ table, within }) => filter(table, within))
       ? []
       : [
           {

@@ -56,11 +56,17 @@ const pinned: Readonly<Record<string, string>> = {
 }
 
 describe('keys', { ...needs('pg'), timeout: 300_000 }, () => {
-  for (const [batchRows, lanes] of [[1, 3], [2000, 2]] as const) {
+  for (const [batchRows, lanes] of [
+    [1, 3],
+    [2000, 2],
+  ] as const) {
     it(`H6: of every hashable type are followed, in batches of ${batchRows}`, async () => {
       const pg = await postgres(18)
       const [source, target] = [await pg.database('keys_source'), await pg.database('keys_target')]
-      await sql(source, `create extension citext; create extension hstore; create domain positive as int check (value > 0); create type pair as (a int, b text); create domain moods as pair`)
+      await sql(
+        source,
+        `create extension citext; create extension hstore; create domain positive as int check (value > 0); create type pair as (a int, b text); create domain moods as pair`,
+      )
       const types = Object.entries({ ...spread, ...pinned })
       const name = (i: number): string => `k${i}`
       await using client = await connected(source)
@@ -71,7 +77,13 @@ describe('keys', { ...needs('pg'), timeout: 300_000 }, () => {
       }
       const tables = types.map((_, i) => name(i))
       await pretendLarge(source, tables)
-      await using pipeline = await scene({ source, target, mode: 'hybrid', log: '{ type: embedded, partitions: 3 }', more: `apply: { lanes: ${lanes}, batchRows: ${batchRows} }\nsnapshot: { chunkRows: 70000 }` })
+      await using pipeline = await scene({
+        source,
+        target,
+        mode: 'hybrid',
+        log: '{ type: embedded, partitions: 3 }',
+        more: `apply: { lanes: ${lanes}, batchRows: ${batchRows} }\nsnapshot: { chunkRows: 70000 }`,
+      })
       const worker = pipeline.run()
       await untilEqual(pipeline, worker, 60, tables)
       const at = (nth: string, n: string): string => nth.replaceAll(/\bn\b/g, n)
@@ -84,9 +96,16 @@ describe('keys', { ...needs('pg'), timeout: 300_000 }, () => {
         await client.query(`update ${t} set k = ${of(71)}, v = 'moved' where k = ${of(5)}`)
         await client.query(`delete from ${t} where k = ${of(6)}`)
         // Swapped by way of a third, within one transaction: plain rows, and rows with a large value that is not sent again.
-        for (const [a, b] of [[7, 8], [10, 15]] as const)
-          await client.query(`begin; update ${t} set k = ${of(99)} where k = ${of(a)}; update ${t} set k = ${of(a)} where k = ${of(b)}; update ${t} set k = ${of(b)} where k = ${of(99)}; commit`)
-        await client.query(`begin; delete from ${t} where k = ${of(20)}; insert into ${t} values (${of(20)}, 'again', null); update ${t} set v = 'and again' where k = ${of(20)}; commit`)
+        for (const [a, b] of [
+          [7, 8],
+          [10, 15],
+        ] as const)
+          await client.query(
+            `begin; update ${t} set k = ${of(99)} where k = ${of(a)}; update ${t} set k = ${of(a)} where k = ${of(b)}; update ${t} set k = ${of(b)} where k = ${of(99)}; commit`,
+          )
+        await client.query(
+          `begin; delete from ${t} where k = ${of(20)}; insert into ${t} values (${of(20)}, 'again', null); update ${t} set v = 'and again' where k = ${of(20)}; commit`,
+        )
         await client.query(`delete from ${t} where k = ${of(25)}`)
         await client.query(`insert into ${t} values (${of(25)}, 'later', 'small')`)
         await client.query(`update ${t} set big = 'other', k = ${of(80)} where k = ${of(30)}`)
@@ -97,14 +116,24 @@ describe('keys', { ...needs('pg'), timeout: 300_000 }, () => {
     })
   }
 
-  for (const [batchRows, lanes] of [[1, 2], [7, 3], [2000, 2]] as const) {
+  for (const [batchRows, lanes] of [
+    [1, 2],
+    [7, 3],
+    [2000, 2],
+  ] as const) {
     it(`H25: unique values that move between rows arrive in batches of ${batchRows}`, async () => {
       const pg = await postgres(18)
       const [source, target] = [await pg.database('unique_source'), await pg.database('unique_target')]
       await sql(source, uniqueDdl)
       const tables = await tablesOf(source)
       await pretendLarge(source, tables)
-      await using pipeline = await scene({ source, target, mode: 'hybrid', log: '{ type: embedded, partitions: 3 }', more: `apply: { lanes: ${lanes}, batchRows: ${batchRows} }` })
+      await using pipeline = await scene({
+        source,
+        target,
+        mode: 'hybrid',
+        log: '{ type: embedded, partitions: 3 }',
+        more: `apply: { lanes: ${lanes}, batchRows: ${batchRows} }`,
+      })
       const worker = pipeline.run()
       await untilEqual(pipeline, worker, 60, tables)
       await using client = await connected(source)
@@ -166,7 +195,9 @@ const uniqueStatements = [
     return [
       swap(table, 'id', cell, '99'),
       // In transactions of their own, which a batch may fold into one state.
-      ...[`= 99 where id = 1`, `= 2 where id = 2`, `= 1 where id = 1`].map((set) => `update ${table} set ${cell} ${set}`),
+      ...[`= 99 where id = 1`, `= 2 where id = 2`, `= 1 where id = 1`].map(
+        (set) => `update ${table} set ${cell} ${set}`,
+      ),
       `delete from ${table} where id = 5`,
       `update ${table} set ${cell} = 5 where id = 6`,
       `insert into ${table} (id, ${cell}${table === 'by_index' ? ', v' : ''}) values (5, 6${table === 'by_index' ? ', null' : ''})`,
@@ -175,7 +206,10 @@ const uniqueStatements = [
       `begin; update ${table} set id = 101 where id = 12; update ${table} set ${cell} = 112 where id = 101; update ${table} set id = 12, ${cell} = 12 where id = 13; update ${table} set id = 13, ${cell} = 13 where id = 101; commit`,
     ]
   }),
-  ...['deferred', 'excluded_later'].map((table) => `update ${table} set ${table === 'deferred' ? 'u = u + 1' : `r = int4range(lower(r) + 10, upper(r) + 10)`}`),
+  ...['deferred', 'excluded_later'].map(
+    (table) =>
+      `update ${table} set ${table === 'deferred' ? 'u = u + 1' : `r = int4range(lower(r) + 10, upper(r) + 10)`}`,
+  ),
   `update deferred set u = 31 - u where u < 31`,
   `begin; set constraints all deferred; update immediate set u = 31 - u; update immediate set u = u + 3; commit`,
   `begin; update partial set active = false where id = 2; update partial set u = 1, active = true where id = 4; update partial set u = 2, active = true where id = 2; commit`,

@@ -35,6 +35,7 @@ export async function scene({
   mode = 'full',
   log = '{ type: embedded, partitions: 2 }',
   include = 'public.*',
+  exclude,
   more = '',
 }: {
   readonly source: string
@@ -43,6 +44,7 @@ export async function scene({
   readonly mode?: 'full' | 'incremental' | 'hybrid'
   readonly log?: string
   readonly include?: string
+  readonly exclude?: string
   /** Lines at the end of the file. */
   readonly more?: string
 }): Promise<Scene> {
@@ -50,7 +52,7 @@ export async function scene({
 mode: ${mode}
 source: { type: postgres, url: "\${env:SOURCE_URL}" }
 target: { type: postgres, url: "\${env:TARGET_URL}" }
-tables: { include: ["${include}"] }
+tables: { include: ["${include}"]${exclude === undefined ? '' : `, exclude: ["${exclude}"]`} }
 log: ${log}
 ${more}`)
   const addresses = { SOURCE_URL: withPassword(source), TARGET_URL: withPassword(target) }

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import fc from 'fast-check'
+import type { TableId } from '../../../src/model.ts'
 import { parsePattern, patternFindings, tableFilter } from '../../../src/config/table-pattern.ts'
 
 const matches = (pattern: string, schema: string, name: string): boolean => tableFilter([pattern], [])({ schema, name })
@@ -61,10 +62,14 @@ describe('a table pattern', () => {
     it(`is not ${JSON.stringify(text)}`, () => assert.equal(parsePattern(text), undefined))
 
   it('that is excluded wins, and one that matches nothing is told', () => {
-    const tables = ['orders', 'audit_1', 'audit_2'].map((name) => ({ schema: 'public', name }))
+    const tables = ['orders', 'audit_1', 'audit_2'].map((name) => ({ table: { schema: 'public', name } }))
     const include = ['public.*', 'shop.*']
     const exclude = ['public.audit_*', 'public.tmp_*', 'shop.x']
-    assert.deepEqual(tables.filter(tableFilter(include, exclude)), [{ schema: 'public', name: 'orders' }])
+    const filter = tableFilter(include, exclude)
+    assert.deepEqual(
+      tables.filter(({ table }) => filter(table)).map(({ table }) => table.name),
+      ['orders'],
+    )
     assert.deepEqual(
       patternFindings(include, exclude, tables).map(({ level, observed }) => [level, observed]),
       [
@@ -74,5 +79,26 @@ describe('a table pattern', () => {
       ],
     )
     assert.equal(patternFindings(['x.*'], [], tables)[0]?.level, 'blocker')
+  })
+
+  it('of a table takes its partitions, and leaves them out; what leaves out wins', () => {
+    const id = (name: string): TableId => ({ schema: 'public', name })
+    const tables = [
+      { table: id('y2024'), within: [id('sales')] },
+      { table: id('y2025_a'), within: [id('sales'), id('y2025')] },
+      { table: id('y2025_b'), within: [id('sales'), id('y2025')] },
+      { table: id('other'), within: [] },
+    ]
+    const chosen = (include: string, ...exclude: string[]): readonly string[] => {
+      const filter = tableFilter([include], exclude)
+      return tables.filter(({ table, within }) => filter(table, within)).map(({ table }) => table.name)
+    }
+    assert.deepEqual(chosen('public.sales'), ['y2024', 'y2025_a', 'y2025_b'])
+    assert.deepEqual(chosen('public.y2025'), ['y2025_a', 'y2025_b'])
+    assert.deepEqual(chosen('public.y2025_a'), ['y2025_a'])
+    assert.deepEqual(chosen('public.sales', 'public.y2025_b'), ['y2024', 'y2025_a'])
+    assert.deepEqual(chosen('public.*', 'public.y2025'), ['y2024', 'other'])
+    assert.deepEqual(chosen('*.*', 'public.sales'), ['other'])
+    assert.deepEqual(patternFindings(['public.sales'], ['public.y2025'], tables), [])
   })
 })
