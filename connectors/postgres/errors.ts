@@ -55,6 +55,8 @@ const sockets = new Set([
 ])
 const lost =
   /^(Connection terminated|timeout expired|Client has encountered a connection error|Client was closed|The client is not|the database system is)|connection (closed|ended)|socket hang up/i
+/** Of the catalog's functions, when what they are asked about is dropped at that moment: asked again, it is missing. */
+const vanished = /^(cache lookup failed for|could not open relation with OID) /
 const refused = /does not support SSL|establishing an SSL connection|certificate|self.signed|altnames|TLS|SSL routines/i
 
 /**
@@ -71,7 +73,7 @@ export function mapError(error: unknown, object?: string): Error {
   if (state !== undefined) {
     const found = states.find(([prefix]) => state.startsWith(prefix))
     const remedy = next[state]
-    return new Failure(found?.[1] ?? 'BUG', {
+    return new Failure(found?.[1] ?? (vanished.test(error.message) ? 'SERVER_BUSY' : 'BUG'), {
       ...about(serverObject(error) ?? object),
       observed: `${withoutValues(error.message, state)} (SQLSTATE ${state})`,
       ...(remedy === undefined ? {} : { next: remedy }),

@@ -86,6 +86,8 @@ describe('keys', { ...needs('pg'), timeout: 300_000 }, () => {
       })
       const worker = pipeline.run()
       await untilEqual(pipeline, worker, 60, tables)
+      const partitions = await sql(target, 'select count(*)::int as n from crossfade.checkpoint')
+      assert.deepEqual(partitions, [{ n: 3 * Object.keys(spread).length + Object.keys(pinned).length }])
       const at = (nth: string, n: string): string => nth.replaceAll(/\bn\b/g, n)
       for (const [i, [, nth]] of types.entries()) {
         const t = name(i)

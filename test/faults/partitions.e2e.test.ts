@@ -95,22 +95,21 @@ describe('a partitioned table', { ...needs('pg'), timeout: 300_000, concurrency:
     await worker.stop()
   })
 
-  for (const change of [
-    `create table west partition of sales for values in ('far west')`,
-    `create table west (like sales including all); alter table sales attach partition west for values in ('far west')`,
-    `alter table sales detach partition south`,
-    `drop table south`,
-    `alter table north detach partition north_high; alter table sales detach partition north`,
-  ]) {
-    it(`H26: stops when its leaves are no longer the ones recorded: ${change.slice(0, 60)}`, async () => {
+  for (const [what, change] of [
+    ['a new one', `create table west partition of sales for values in ('far west')`],
+    ['a table that is attached', `alter table sales attach partition west for values in ('far west')`],
+    ['one that is detached', 'alter table sales detach partition south'],
+    ['one that is dropped', 'drop table south'],
+  ] as const) {
+    it(`H26: stops at ${what} among its leaves`, async () => {
       await using pipeline = await prepared({ include: 'public.sales' })
+      await sql(pipeline.source, what === 'a table that is attached' ? 'create table west (like sales)' : '')
       const worker = pipeline.run()
       await untilEqual(pipeline, worker, 40, ['sales', ...leaves])
       await sql(pipeline.source, change)
       const end = await worker.ended
-      assert.equal(end.code, 1)
-      assert.match(end.stderr, /^✗ (TABLE_CHANGED|PUBLICATION_CHANGED|TABLE_MISSING) /m)
-      console.log(end.stderr.slice(end.stderr.indexOf('✗')))
+      assert.equal(end.code, 1, end.stderr)
+      assert.match(end.stderr, /^✗ TABLE_CHANGED .*\n +object +public\.sales\n +observed its partitions changed/m)
     })
   }
 })

@@ -27,6 +27,7 @@ describe('mapError', () => {
     [server('42P01', 'relation "t" does not exist'), 'TABLE_MISSING'],
     [server('23505', 'duplicate key value'), 'ROW_REJECTED'],
     [server('22P02', 'invalid input syntax'), 'ROW_REJECTED'],
+    [server('XX000', 'cache lookup failed for index 25261'), 'SERVER_BUSY'],
     [server('42601', 'syntax error'), 'BUG'],
     [socket('ECONNREFUSED'), 'SERVER_UNREACHABLE'],
     [socket('ECONNRESET'), 'SERVER_UNREACHABLE'],
