@@ -132,7 +132,7 @@ export const codes: Readonly<Record<ErrorCode, Code>> = {
     'Raise max.message.bytes of the topic and message.max.bytes of the broker',
   ),
   LOG_DAMAGED: stop(
-    'Bytes in the change log do not match their checksum',
+    'Something in the change log cannot be read',
     'Look at the broker’s disks; restore the log or copy again',
   ),
   LOG_FULL: retry('No space for the change log', 'Free disk space where the log lies; the run goes on by itself', 1),

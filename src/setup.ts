@@ -177,7 +177,7 @@ async function demandEmpty(
 export function topicsOf(pipeline: string, tables: readonly Registered[]): readonly Topic[] {
   const data = new Map(tables.map(({ route }) => [route.topic, route.partitions]))
   return [
-    { name: controlTopic(pipeline), partitions: 1, cleanup: 'delete' },
+    { name: controlTopic(pipeline), partitions: 1, cleanup: 'size' },
     { name: schemasTopic(pipeline), partitions: 1, cleanup: 'compact' },
     ...[...data].map(([name, partitions]): Topic => ({ name, partitions, cleanup: 'delete' })),
   ]

@@ -4,7 +4,7 @@ import type { WatermarkTrail } from './admin/lag.ts'
 import { applyLane } from './apply/apply.ts'
 import { createBatcher, type Batcher } from './apply/batcher.ts'
 import { schemaReader } from './avro/schema-ids.ts'
-import { capture, readTail } from './capture/capture.ts'
+import { capture, demandEnds, readTail } from './capture/capture.ts'
 import { followWatermarks } from './capture/follow.ts'
 import { createPublisher } from './capture/publisher.ts'
 import type { ChangeLog } from './change-log/change-log.ts'
@@ -59,13 +59,16 @@ export async function captureTask(run: Run, signal: AbortSignal): Promise<void> 
   const { name } = parts.config
   await using source = await parts.source(store, signal)
   const tail = await readTail(changeLog, name, signal)
+  const applied = await run.sink.checkpoints(signal)
+  const ends = await changeLog.ends(partitions, signal)
+  demandEnds(ends, [...tail.ends, ...applied])
   const routes = new Map(tables.map(({ schema, route }) => [tableName(schema.table), route]))
   const publisher = createPublisher({
     pipeline: name,
     epoch: Math.max(run.epoch, tail.epoch + 1),
     route: (table) => routes.get(tableName(table)),
     partitions,
-    ends: await changeLog.ends(partitions, signal),
+    ends,
     clock: () => performance.now(),
     limits: { roundBytes, batchBytes },
     compress: parts.config.log.type === 'kafka',

@@ -2,7 +2,7 @@ import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
 import type { Lane } from '../connector.ts'
 import { asFailure, Failure } from '../errors.ts'
 import { failpoint } from '../failpoint.ts'
-import { partitionName } from '../model.ts'
+import { partitionName, type Offset } from '../model.ts'
 import type { Batcher } from './batcher.ts'
 
 /** How long, in ms, a rejected batch waits for the rest of a source transaction before the rejection counts. */
@@ -19,7 +19,7 @@ export async function applyLane(
   log: ChangeLog,
   lane: Lane,
   batcher: Batcher,
-  schemas: { load(id: number, signal: AbortSignal): Promise<void> },
+  schemas: { load(id: number, signal: AbortSignal, at?: Offset): Promise<void> },
   maxWait: number,
   stop: AbortSignal,
   signal: AbortSignal,
@@ -46,7 +46,8 @@ export async function applyLane(
     const { fenced } = batcher
     if (fenced !== undefined) throw new Failure('FENCED', { object: partitionName(fenced) })
     batcher.add(fetched)
-    if (batcher.missing !== undefined) await schemas.load(batcher.missing, signal)
+    const { missing } = batcher
+    if (missing !== undefined) await schemas.load(missing.id, signal, missing.at)
     const early = !batcher.full && !batcher.atBarrier // a pull without the standing partition would hold it up
     if (early) pull = fetch()
     for (let step = batcher.next(); step !== undefined; step = batcher.next()) {

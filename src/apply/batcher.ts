@@ -13,7 +13,7 @@ import {
 import { Op, type LaneBatch } from '../rows.ts'
 import { changeBatchOf, clearArrived, createArrived } from './arrived.ts'
 import { createFold } from './fold.ts'
-import { createIntake } from './intake.ts'
+import { createIntake, type MissingSchema } from './intake.ts'
 import { Partition, type Span } from './partition.ts'
 
 export type Step =
@@ -29,7 +29,7 @@ export interface Batcher {
   /** A partition stands at a barrier, which will be offered or waits for others. */
   readonly atBarrier: boolean
   /** A schema id that stopped the last `add`: to be loaded before the next pull, which brings the record again. */
-  readonly missing: number | undefined
+  readonly missing: MissingSchema | undefined
   /** Records passed over since the start; a run of `zombies` is worth an alarm (H12). */
   readonly dropped: { readonly repeats: number; readonly zombies: number }
   /** Partitions that are lost and not resumed yet. */

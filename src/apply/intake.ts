@@ -2,18 +2,19 @@ import { decodeControl } from '../avro/control.ts'
 import { readPrefix } from '../avro/decoder.ts'
 import type { Decoder, Prefix } from '../avro/plan.ts'
 import type { FetchedBatch } from '../change-log/change-log.ts'
-import { comparePositions, tableName, type TableSchema } from '../model.ts'
+import { comparePositions, tableName, type Offset, type TableSchema } from '../model.ts'
 import { reserveChange, type Arrived, type Table } from './arrived.ts'
 import type { Partition } from './partition.ts'
 
 /** Records of the log into `arrived`: what counts is decoded and copied, the rest passed over. */
 interface Intake {
-  /** The schema id that stopped a partition; for the reader to clear. */
-  missing: number | undefined
+  /** The schema that stopped a partition, and at which record; for the reader to clear. */
+  missing: MissingSchema | undefined
   readonly dropped: { readonly repeats: number; readonly zombies: number }
   /** Reads on until the batch ends, or the partition comes to stand, or a schema is missing; returns the number of changes taken. */
   read(partition: Partition, batch: FetchedBatch): number
 }
+export type MissingSchema = { readonly id: number; readonly at: Offset }
 type Known = { readonly decoder: Decoder; readonly table: number }
 
 const framing = 5
@@ -88,7 +89,8 @@ export function createIntake(arrived: Arrived, schemas: { decoder(id: number): D
     }
     const schema = lookUp(prefix.schemaId)
     if (schema === undefined) {
-      intake.missing = prefix.schemaId
+      const { topic, partition: number } = batch
+      intake.missing = { id: prefix.schemaId, at: { topic, partition: number, offset: batch.offsets[i] ?? 0 } }
       return false
     }
     const run = partition.run < 0 ? undefined : arrived.runs[partition.run]

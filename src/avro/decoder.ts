@@ -3,7 +3,6 @@ import type { TableSchema } from '../model.ts'
 import type { Decoder, Prefix, ReadPrefix } from './plan.ts'
 import type { Output } from '../output.ts'
 import { Failure } from '../errors.ts'
-import { partitionName } from '../model.ts'
 import { Tag } from '../rows.ts'
 import { controlSchemaId } from './control.ts'
 import { tableSchema } from './envelope.ts'
@@ -212,9 +211,20 @@ function readNative(code: number, to: Memory, at: number, from: Memory, end: num
   }
 }
 
+/** What helps where a record of somebody else, or of a log that lost its schemas, stands in the way. */
+export const strangerNext: string =
+  'If somebody else writes to this topic, take that right away: a record between ours cannot be passed over safely. Then copy again under another pipeline name'
+
 function damaged(batch: FetchedBatch, i: number): Failure {
   return new Failure('LOG_DAMAGED', {
-    object: `${partitionName(batch)} at offset ${batch.offsets[i]}`,
-    observed: 'a record that is no envelope of its schema',
+    object: `topic ${batch.topic}, partition ${batch.partition}, offset ${batch.offsets[i]}`,
+    observed: `a record that names schema ${schemaIdOf(batch, i)} and is no envelope of it`,
+    needed: 'records of crossfade only',
+    effect: 'nothing from this record on is applied',
+    next: strangerNext,
   })
+}
+
+function schemaIdOf(batch: FetchedBatch, i: number): number {
+  return reading(batch.bytes).view.getUint32((batch.bounds[4 * i + 2] ?? 0) + 1)
 }

@@ -1,10 +1,10 @@
 import { z } from 'zod'
 import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
-import type { TableSchema } from '../model.ts'
+import type { Offset, TableSchema } from '../model.ts'
 import type { Decoder, Encoder } from './plan.ts'
 import { Failure } from '../errors.ts'
 import { controlKeySchema, controlSchema } from './control-schema.ts'
-import { compileDecoder } from './decoder.ts'
+import { compileDecoder, strangerNext } from './decoder.ts'
 import { compileEncoder } from './encoder.ts'
 import { canonical, fingerprint, keySchema, valueSchema } from './envelope.ts'
 
@@ -17,8 +17,8 @@ type SchemaWriter = {
 }
 type SchemaReader = {
   decoder(id: number): Decoder | undefined
-  /** Reads the schemas topic on until `decoder` knows the id; calls may overlap. LOG_GAP if it does not come in time. */
-  load(id: number, signal: AbortSignal): Promise<void>
+  /** Reads the schemas topic on until `decoder` knows the id; calls may overlap. LOG_GAP if it does not come in time. `at`: the record that names it. */
+  load(id: number, signal: AbortSignal, at?: Offset): Promise<void>
 }
 
 export function schemaWriter(): SchemaWriter {
@@ -63,16 +63,19 @@ export function schemaReader(log: ChangeLog, topic: string, { wait = 30_000 }: {
   }
   return {
     decoder: (id) => decoders.get(id),
-    async load(id, signal) {
+    async load(id, signal, at) {
       const deadline = performance.now() + wait
       while (!decoders.has(id)) {
         signal.throwIfAborted()
         const left = deadline - performance.now()
         if (left <= 0)
           throw new Failure('LOG_GAP', {
-            object: `schema ${id} of ${topic}`,
-            observed: `not there within ${wait / 1000} s`,
-            needed: 'the schema each record names',
+            object:
+              at === undefined ? `schema ${id}` : `topic ${at.topic}, partition ${at.partition}, offset ${at.offset}`,
+            observed: `this record names schema ${id}, which did not come in ${topic} within ${wait / 1000} s`,
+            needed: 'records of crossfade only, and each schema they name',
+            effect: 'nothing from this record on is applied',
+            next: strangerNext,
           })
         // one reading at a time: the next begins where it ended
         const others = reading

@@ -3,9 +3,9 @@ import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
 import { controlTopic } from '../change-log/topics.ts'
 import type { ChangeStream, Source, SourceEvent } from '../connector.ts'
 import type { Lease } from '../coordinate/lease.ts'
-import { asFailure } from '../errors.ts'
+import { asFailure, Failure } from '../errors.ts'
 import { failpoint } from '../failpoint.ts'
-import { comparePositions, type Epoch, type Position, type Watermark } from '../model.ts'
+import { comparePositions, partitionName, type Epoch, type Offset, type Position, type Watermark } from '../model.ts'
 import type { Publisher } from './publisher.ts'
 
 /** Source to log to acknowledgement, until `stop` aborts: what is in hand then is sent and acknowledged. One round is in flight while the next is
@@ -66,16 +66,17 @@ async function* untilStopped(stream: ChangeStream, stop: AbortSignal): AsyncIter
 /** Control records looked at from the end: full vectors come once a minute, watermarks about once a second. */
 const tail = 4096
 
-/** What the control topic's tail says: the highest epoch anyone captured under (0: none), and the newest watermark that counts (H12, H14). */
-export async function readTail(
-  log: ChangeLog,
-  pipeline: string,
-  signal: AbortSignal,
-): Promise<{ readonly epoch: Epoch; readonly watermark: Watermark | undefined }> {
+/** `epoch`: the highest anyone captured under (0: none). `ends`: how far the log reached at least, as the watermarks say that count. */
+type Tail = { readonly epoch: Epoch; readonly watermark: Watermark | undefined; readonly ends: readonly Offset[] }
+
+/** What the control topic's tail says (H12, H14). LOG_GAP if its watermarks have been removed: nobody knows then what was published. */
+export async function readTail(log: ChangeLog, pipeline: string, signal: AbortSignal): Promise<Tail> {
   const at = { topic: controlTopic(pipeline), partition: 0 }
   const end = (await log.ends([at], signal))[0]?.offset ?? 0
+  const ends = new Map<string, Offset>()
   let epoch = 0
   let watermark: Watermark | undefined
+  let removed = false
   let offset = Math.max(0, end - tail)
   while (offset < end) {
     let fetched: readonly FetchedBatch[]
@@ -84,6 +85,7 @@ export async function readTail(
     } catch (error) {
       if (asFailure(error).code !== 'LOG_GAP') throw error
       offset = end - Math.floor((end - offset) / 2) // older records have expired
+      removed = true
       continue
     }
     for (const batch of fetched) {
@@ -96,10 +98,37 @@ export async function readTail(
         if (record.epoch < epoch) continue
         epoch = record.epoch
         if (record.kind !== 'watermark') continue
+        for (const each of record.ends) ends.set(partitionName(each), each)
         if (watermark === undefined || comparePositions(record.position, watermark.position) > 0) watermark = record
       }
       offset = batch.next
     }
   }
-  return { epoch, watermark }
+  if (watermark === undefined && removed) {
+    throw new Failure('LOG_GAP', {
+      object: `topic ${at.topic}`,
+      observed: `its records before offset ${end} were removed, the last watermark among them`,
+      needed: 'the last watermark: it says up to where the source was published',
+      effect: 'nothing is captured: going on without it could leave changes out',
+      next: `Copy again under another pipeline name, and let nobody remove records of ${at.topic}`,
+    })
+  }
+  return { epoch, watermark, ends: [...ends.values()] }
+}
+
+/** H23: a log that ends before a place it is known to have reached has lost what stood there, and what is appended now would take its place. Asked
+ *  before the first append of a capture. `reached`: by watermarks and by what is applied. LOG_GAP. */
+export function demandEnds(ends: readonly Offset[], reached: readonly Offset[]): void {
+  const found = new Map(ends.map((end) => [partitionName(end), end.offset]))
+  for (const { topic, partition, offset } of reached) {
+    const end = found.get(partitionName({ topic, partition }))
+    if (end === undefined || end >= offset) continue
+    throw new Failure('LOG_GAP', {
+      object: `topic ${topic}, partition ${partition}`,
+      observed: `it ends at offset ${end}, and reached to ${offset} before`,
+      needed: 'every record that was acknowledged',
+      effect: 'nothing is captured: new records would take the place of the lost ones',
+      next: 'An unclean election, or a broker that came back with older data: bring the newer replica back, or copy again under another pipeline name',
+    })
+  }
 }

@@ -1,11 +1,14 @@
 import type { Offset, TopicPartition } from '../model.ts'
-/** `id`: the one recorded when it was made, if it is known. */
+/** `cleanup`: what goes in time: `delete` all that is old; `size` what is old beyond the newest `keptBytes`; `compact` all but the newest of each key.
+ *  `id`: the one recorded when it was made, if it is known. */
 export type Topic = {
   readonly name: string
   readonly partitions: number
-  readonly cleanup: 'delete' | 'compact'
+  readonly cleanup: 'delete' | 'size' | 'compact'
   readonly id?: string
 }
+/** Of a topic of cleanup `size` at least so much stays, however old it is. */
+export const keptBytes: number = 64 * 1024 * 1024
 /** One record batch without producer id, sequence and CRC, which the log stamps. Not reused before `append` settles. */
 export type EncodedBatch = TopicPartition & { readonly bytes: Uint8Array; readonly count: number }
 /** Records of one partition, decompressed and checked, as positions in `bytes`: 4 bounds a record (key start, end, value start, end; start -1: null).

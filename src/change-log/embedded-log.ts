@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Failure } from '../errors.ts'
 import { partitionName, type Offset, type TopicPartition } from '../model.ts'
 import { arrivals, type Arrivals } from './arrivals.ts'
-import type { ChangeLog, EncodedBatch, FetchedBatch, Topic } from './change-log.ts'
+import { keptBytes, type ChangeLog, type EncodedBatch, type FetchedBatch, type Topic } from './change-log.ts'
 import { errorCode, lockDirectory, syncDirectory, writeDurably, type DirectoryLock } from './directory-lock.ts'
 import { openPartition, SyncError, type EmbeddedPartition } from './embedded-partition.ts'
 
@@ -104,7 +104,9 @@ function logOf(core: Core, key: string): ChangeLog {
       for (const topic of topics) {
         const there = (await topicOf(core, topic.name)) ?? (await makeTopic(core, topic))
         const { id = there.id } = topic
-        if (there.partitions !== topic.partitions || there.cleanup !== topic.cleanup || there.id !== id) {
+        // By age or by size is decided at each opening.
+        const otherCleanup = (there.cleanup === 'compact') !== (topic.cleanup === 'compact')
+        if (there.partitions !== topic.partitions || otherCleanup || there.id !== id) {
           throw new Failure('TOPIC_MISMATCH', {
             object: `topic ${topic.name} in ${core.dir}`,
             observed: `${there.partitions} partitions, ${there.cleanup}, id ${there.id}`,
@@ -114,7 +116,8 @@ function logOf(core: Core, key: string): ChangeLog {
         }
         for (let partition = 0; partition < topic.partitions; partition++) {
           const opened = await partitionOf(core, { topic: topic.name, partition })
-          if (topic.cleanup === 'delete') await opened.forget(Date.now() - retentionMs)
+          if (topic.cleanup === 'delete') await opened.forget(Date.now() - retentionMs, 0)
+          if (topic.cleanup === 'size') await opened.forget(Infinity, keptBytes)
         }
       }
     },
@@ -279,7 +282,7 @@ async function readTopic(core: Core, name: string): Promise<Required<Topic> | un
     'partitions' in value &&
     'cleanup' in value &&
     'id' in value &&
-    (value.cleanup === 'delete' || value.cleanup === 'compact')
+    (value.cleanup === 'delete' || value.cleanup === 'size' || value.cleanup === 'compact')
   )
     return { name, partitions: Number(value.partitions), cleanup: value.cleanup, id: String(value.id) }
   throw new Failure('LOG_DAMAGED', { object: path, observed: 'not the description of a topic' })

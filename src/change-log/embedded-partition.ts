@@ -1,11 +1,10 @@
 import { open, readdir, stat, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Failure } from '../errors.ts'
 import type { Epoch, TopicPartition } from '../model.ts'
 import { asBuffer, batchSize, writeOffset } from './batch-layout.ts'
 import type { EncodedBatch, FetchedBatch } from './change-log.ts'
 import { errorCode, syncDirectory } from './directory-lock.ts'
-import { damaged, readBatches } from './read-batches.ts'
+import { damaged, logGap, readBatches } from './read-batches.ts'
 import { stamp } from './record-batch.ts'
 import { createSegment, extend, floor, headerSize, readSegmentHeader, scan, type Segment } from './segment.ts'
 
@@ -17,8 +16,8 @@ export interface EmbeddedPartition {
   write(batch: EncodedBatch): Promise<{ commit(): void; undo(): Promise<void> }>
   /** What is there from `offset` on, about `bytes` of it; undefined at the end. LOG_GAP if it is not in the log. */
   read(offset: number, bytes: number): Promise<FetchedBatch | undefined>
-  /** Removes whole old segments that were last written before `time` (ms since 1970). */
-  forget(time: number): Promise<void>
+  /** Removes whole old segments that were last written before `time` (ms since 1970), as long as `bytes` and the newest segment stay. */
+  forget(time: number, bytes: number): Promise<void>
   close(): Promise<void>
 }
 
@@ -85,13 +84,7 @@ export async function openPartition(dir: string, at: TopicPartition, epoch: Epoc
     async read(offset, bytes) {
       const end = endOf()
       const low = segments[0]?.base ?? 0
-      if (offset < low || offset > end) {
-        throw new Failure('LOG_GAP', {
-          object: `topic ${at.topic}, partition ${at.partition}`,
-          observed: `offset ${offset} is wanted, ${low} to ${end} are there`,
-          effect: 'nothing more is applied',
-        })
-      }
+      if (offset < low || offset > end) throw logGap(at, offset, low, end)
       if (offset === end) return undefined
       const segment = segments.findLast((each) => each.base <= offset && each.end > offset)
       if (segment === undefined) throw damaged(at, offset, 'no segment holds it')
@@ -113,10 +106,12 @@ export async function openPartition(dir: string, at: TopicPartition, epoch: Epoc
         start += skip
       }
     },
-    async forget(time) {
-      while (segments.length > 1) {
-        const [first] = segments
-        if (first === undefined || (await stat(first.path)).mtimeMs >= time) return
+    async forget(time, bytes) {
+      for (;;) {
+        const [first, ...rest] = segments
+        if (first === undefined || rest.length === 0) return
+        if (rest.reduce((sum, segment) => sum + segment.bytes, 0) < bytes) return
+        if ((await stat(first.path)).mtimeMs >= time) return
         segments.shift()
         await first.file.close()
         await unlink(first.path).catch((error: unknown) => {

@@ -13,7 +13,7 @@ import {
   passes,
   type FetchAnswer,
 } from './kafka-protocol.ts'
-import { damaged, readBatches } from './read-batches.ts'
+import { damaged, logGap, readBatches } from './read-batches.ts'
 
 /** What one pull brings at most, in all and of a partition; a single larger batch comes whole. Compressed: in memory it may be many times as much,
  *  for each lane. */
@@ -201,9 +201,5 @@ async function gap(
   const low = (await listOffsets(cluster, [at], 'low', signal))[0]?.offset
   const end = (await listOffsets(cluster, [at], 'end', signal))[0]?.offset
   const wanted = from.find((each) => each.partition === partition && each.topic === topic)?.offset
-  return new Failure('LOG_GAP', {
-    object: `topic ${topic}, partition ${partition}`,
-    observed: `offset ${wanted} is wanted, ${low ?? '?'} to ${end ?? '?'} are there`,
-    effect: 'nothing more is applied',
-  })
+  return logGap(at, wanted ?? 0, low, end)
 }

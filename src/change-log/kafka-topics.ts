@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import kafkajs, { type Admin } from 'kafkajs'
 import { asFailure, Failure } from '../errors.ts'
 import { largestBatch } from './batch-layout.ts'
-import type { Topic } from './change-log.ts'
+import { keptBytes, type Topic } from './change-log.ts'
 import { kafkaOf, type KafkaAddress } from './kafka-client.ts'
 import { abortable, otherTopic, type KafkaCluster } from './kafka-cluster.ts'
 import { KafkaError, type Metadata } from './kafka-protocol.ts'
@@ -12,6 +12,7 @@ type TopicDefaults = { readonly replication: number; readonly retentionMs: numbe
 /** Topics in one request to the broker. */
 const atOnce = 200
 const readyWithin = 60_000
+const knownWithin = 5_000
 
 /** Creates what is missing, waits until each partition has a leader, compares partitions, settings and ids. */
 export async function openTopics(
@@ -23,12 +24,7 @@ export async function openTopics(
 ): Promise<void> {
   signal.throwIfAborted()
   if (topics.length === 0) return
-  const names = topics.map((topic) => topic.name)
-  const found = byName(await cluster.refresh(names, signal))
-  const missing = topics.filter((topic) => (found.get(topic.name)?.error ?? KafkaError.unknownTopic) !== 0)
-  for (const topic of missing) {
-    if (topic.id !== undefined) throw otherTopic(topic.name, 'it no longer exists')
-  }
+  const missing = await missingTopics(cluster, topics, signal)
   const admin = kafkaOf(address).admin()
   try {
     await abortable(admin.connect(), signal)
@@ -43,14 +39,52 @@ export async function openTopics(
   }
 }
 
+/** Those to be created. A broker that has just started may not know yet what there is: a topic that we made is gone only when it stays away. */
+async function missingTopics(
+  cluster: KafkaCluster,
+  topics: readonly Topic[],
+  signal: AbortSignal,
+): Promise<readonly Topic[]> {
+  const deadline = performance.now() + knownWithin
+  for (;;) {
+    const found = byName(
+      await cluster.refresh(
+        topics.map(({ name }) => name),
+        signal,
+      ),
+    )
+    const missing = topics.filter((topic) => (found.get(topic.name)?.error ?? KafkaError.unknownTopic) !== 0)
+    const gone = missing.find(({ id }) => id !== undefined)
+    if (gone === undefined) return missing
+    if (performance.now() > deadline) throw otherTopic(gone.name, 'it no longer exists')
+    await sleep(200, undefined, { signal })
+  }
+}
+
 function settingsOf(topic: Topic, defaults: TopicDefaults): Record<string, string> {
   return {
-    'cleanup.policy': topic.cleanup,
+    'cleanup.policy': topic.cleanup === 'compact' ? 'compact' : 'delete',
     'max.message.bytes': String(largestBatch),
     // The source's clock must decide neither what retention removes nor whether a record is accepted.
     'message.timestamp.type': 'LogAppendTime',
     'min.insync.replicas': defaults.replication >= 3 ? '2' : '1',
-    ...(topic.cleanup === 'delete' ? { 'retention.ms': String(defaults.retentionMs) } : {}),
+    // A replica that was not in sync would become the log without what was acknowledged (H23).
+    'unclean.leader.election.enable': 'false',
+    ...retention(topic, defaults),
+  }
+}
+
+/** Said in full, so that no default of the brokers removes what is not applied yet. */
+function retention({ cleanup }: Topic, { retentionMs }: TopicDefaults): Record<string, string> {
+  switch (cleanup) {
+    case 'delete':
+      return { 'retention.ms': String(retentionMs), 'retention.bytes': '-1' }
+    case 'size':
+      return { 'retention.ms': '-1', 'retention.bytes': String(keptBytes), 'segment.bytes': String(keptBytes / 4) }
+    case 'compact':
+      return {}
+    default:
+      return cleanup satisfies never
   }
 }
 
@@ -159,10 +193,12 @@ async function compare(
       ([name, value]) => !suits(name, value, found.get(name)),
     )
     if (wrong.length > 0) {
+      const needed = wrong.map(([name, value]) => `${name}=${value}`)
       throw mismatch(
         topic.name,
         wrong.map(([name]) => `${name}=${found.get(name) ?? '?'}`),
-        wrong.map(([name, value]) => `${name}=${value}`),
+        needed,
+        `kafka-configs.sh --alter --entity-type topics --entity-name ${topic.name} --add-config ${needed.join(',')}`,
       )
     }
   }
@@ -171,16 +207,19 @@ async function compare(
 /** Sizes and times may be more generous than ours. */
 function suits(name: string, wanted: string, found: string | undefined): boolean {
   if (found === wanted) return true
-  if (name === 'retention.ms') return found === '-1' || Number(found) >= Number(wanted)
+  if (name === 'retention.ms' || name === 'retention.bytes')
+    return found === '-1' || (wanted !== '-1' && Number(found) >= Number(wanted))
+  if (name === 'segment.bytes') return true
   if (name === 'max.message.bytes' || name === 'min.insync.replicas') return Number(found) >= Number(wanted)
   return false
 }
 
-function mismatch(topic: string, observed: readonly string[], needed: readonly string[]): Failure {
+function mismatch(topic: string, observed: readonly string[], needed: readonly string[], next?: string): Failure {
   return new Failure('TOPIC_MISMATCH', {
     object: `topic ${topic}`,
     observed: observed.join(', '),
     needed: needed.join(', '),
+    ...(next !== undefined && { next }),
   })
 }
 

@@ -235,6 +235,20 @@ export function damaged(at: TopicPartition, offset: number, observed: string): F
   })
 }
 
+/** `offset` is asked for, and what is there goes from `low` to `end` (undefined: could not be asked). */
+export function logGap(at: TopicPartition, offset: number, low: number | undefined, end: number | undefined): Failure {
+  const removed = low === undefined || offset < low
+  return new Failure('LOG_GAP', {
+    object: place(at),
+    observed: `offset ${offset} is wanted, ${low ?? '?'} to ${end ?? '?'} are there`,
+    needed: 'every record that is not applied yet',
+    effect: 'nothing more is applied',
+    next: removed
+      ? 'Retention or somebody removed records before they were applied: copy again under another pipeline name, with a retention longer than any stop'
+      : 'The log lost records that it had, as after an unclean election: bring the newer replica back, or copy again under another pipeline name',
+  })
+}
+
 function overCap(at: TopicPartition): Failure {
   return new Failure('LIMIT_EXCEEDED', {
     object: place(at),

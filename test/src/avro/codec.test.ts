@@ -161,7 +161,7 @@ function decodeOne(decoder: ReturnType<typeof compileDecoder>, value: Buffer, be
     return out.bytes.toString('hex', 0, out.at)
   } catch (error) {
     assert.ok(error instanceof Failure, String(error))
-    assert.match(error.message, /shop\.orders\/3 at offset 0/)
+    assert.match(error.message, /shop\.orders, partition 3, offset 0/)
     return error.code
   }
 }

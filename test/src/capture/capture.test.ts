@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { encodeControl } from '../../../src/avro/control.ts'
-import { capture, readTail } from '../../../src/capture/capture.ts'
+import { capture, demandEnds, readTail } from '../../../src/capture/capture.ts'
 import { createPublisher, type Publisher } from '../../../src/capture/publisher.ts'
 import { batchBuilder } from '../../../src/change-log/record-batch.ts'
 import { heartbeatPrefix, type ChangeStream, type Source, type SourceEvent } from '../../../src/connector.ts'
@@ -122,7 +122,7 @@ const watermark = (epoch: number, n: number): ControlRecord => {
 
 test('the tail tells the highest epoch and the newest watermark that counts', async () => {
   const log = await logWith()
-  assert.deepEqual(await readTail(log, 'shop', signal), { epoch: 0, watermark: undefined })
+  assert.deepEqual(await readTail(log, 'shop', signal), { epoch: 0, watermark: undefined, ends: [] })
   await append(log, { kind: 'epoch', epoch: 3 })
   await append(log, watermark(3, 16))
   await append(log, watermark(3, 32))
@@ -149,6 +149,47 @@ test('records of the tail that have expired are not needed', async () => {
   for (let n = 1; n <= 40; n++) await append(log, watermark(1, n))
   log.truncate(control, 33)
   assert.equal((await readTail(log, 'shop', signal)).watermark?.position, positionOf(40))
-  log.truncate(control, 40)
-  assert.equal((await readTail(log, 'shop', signal)).watermark, undefined)
+})
+
+test('H14: without its last watermark a log is not gone on with', async () => {
+  const log = await logWith()
+  await append(log, watermark(1, 7))
+  log.truncate(control, 1)
+  await assert.rejects(readTail(log, 'shop', signal), { code: 'LOG_GAP' })
+})
+
+test('H23: a log that ends before a place it reached is not appended to', async () => {
+  const log = await logWith()
+  const other = { topic: 'shop.public.other', partition: 0 }
+  await append(log, {
+    ...watermark(1, 7),
+    ends: [
+      { ...data, offset: 9 },
+      { ...other, offset: 4 },
+    ],
+  } as ControlRecord)
+  await append(log, { ...watermark(1, 8), full: false, ends: [{ ...data, offset: 12 }] } as ControlRecord)
+  const { ends } = await readTail(log, 'shop', signal)
+  assert.deepEqual(ends, [
+    { ...data, offset: 12 },
+    { ...other, offset: 4 },
+  ])
+  demandEnds(
+    [
+      { ...data, offset: 12 },
+      { ...other, offset: 5 },
+    ],
+    ends,
+  )
+  assert.throws(
+    () =>
+      demandEnds(
+        [
+          { ...data, offset: 11 },
+          { ...other, offset: 5 },
+        ],
+        ends,
+      ),
+    { code: 'LOG_GAP' },
+  )
 })

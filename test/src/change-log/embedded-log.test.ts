@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { spawn, type ChildProcessByStdio } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtemp, readdir, readFile, rm, stat, truncate, writeFile, appendFile } from 'node:fs/promises'
+import { mkdtemp, readdir, readFile, rm, stat, truncate, utimes, writeFile, appendFile } from 'node:fs/promises'
 import type { Readable } from 'node:stream'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -129,6 +129,29 @@ test('a segment whose header was never whole is passed over', async () => {
   assert.deepEqual(await readAll(log, at), ['a'])
   await put(log, 'c')
   assert.deepEqual(await readAll(log, at), ['a', 'c'])
+})
+
+test('H14: what goes by size stays however old it is, as the last watermark must', async () => {
+  const old = new Date(Date.now() - 30 * 24 * 3600 * 1000)
+  for (const [cleanup, kept] of [
+    ['size', ['0', '1', '2']],
+    ['delete', ['2']],
+  ] as const) {
+    const { dir, files } = await fresh(cleanup)
+    const open = async (): Promise<ChangeLog> => {
+      const log = await openEmbeddedLog(dir, never)
+      await log.open([{ ...topic, cleanup }], never)
+      return log
+    }
+    for (const value of ['0', '1', '2']) {
+      await using log = await open()
+      await put(log, value)
+    }
+    for (const file of await files()) await utimes(file, old, old)
+    await using log = await open()
+    assert.deepEqual(await readAll(log, at, 3 - kept.length), kept)
+    assert.equal((await files()).length, kept.length)
+  }
 })
 
 test('opened twice in one process it is one log', async () => {
