@@ -1,5 +1,5 @@
 import { execFile, spawnSync } from 'node:child_process'
-import { randomBytes } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import { chmodSync, chownSync } from 'node:fs'
 import { copyFile, mkdir, readdir, rm, writeFile } from 'node:fs/promises'
 import { connect } from 'node:net'
@@ -20,6 +20,10 @@ interface KafkaOptions {
   readonly nodes?: 1 | 3
   /** Over the defaults below, for every node; keys as in server.properties. */
   readonly settings?: Readonly<Record<string, string | number>>
+  /** Where a node says that it can be reached on 127.0.0.1, from the port it listens on: a proxy's. */
+  readonly advertise?: (port: number) => Promise<number>
+  /** Users that the cluster knows from its first start on, for SCRAM-SHA-512. */
+  readonly users?: Readonly<Record<string, string>>
 }
 
 /** A cluster of its own, for tests that stop brokers; others share `kafka()` of servers.ts. Node numbers start at 1. */
@@ -48,6 +52,7 @@ interface Node {
   readonly id: number
   readonly dir: string
   port: number
+  advertised: number
   controllerPort: number
   process: ServerProcess | undefined
 }
@@ -72,14 +77,14 @@ function findReason(): string | undefined {
 export async function startKafka(options: KafkaOptions = {}, signal?: AbortSignal): Promise<KafkaCluster> {
   const count = options.nodes ?? 1
   const jars = await libraries()
-  const format = await formatTemplate(jars)
+  const format = await formatTemplate(jars, options.users ?? {})
   const clusterId = randomBytes(16).toString('base64url')
   const dir = await newRunDir('kafka')
   removeAtExit(dir)
   chownToAccount(dir)
   const nodes: Node[] = []
   for (let id = 1; id <= count; id++) {
-    nodes.push({ id, dir: join(dir, String(id)), port: 0, controllerPort: 0, process: undefined })
+    nodes.push({ id, dir: join(dir, String(id)), port: 0, advertised: 0, controllerPort: 0, process: undefined })
   }
 
   async function prepare(node: Node): Promise<void> {
@@ -139,6 +144,7 @@ export async function startKafka(options: KafkaOptions = {}, signal?: AbortSigna
       for (const node of nodes) {
         node.port = await freePort()
         node.controllerPort = await freePort()
+        node.advertised = (await options.advertise?.(node.port)) ?? node.port
       }
       try {
         await Promise.all(nodes.map(prepare))
@@ -204,7 +210,7 @@ function properties(node: Node, nodes: readonly Node[], settings: KafkaOptions['
     'process.roles': 'broker,controller',
     'node.id': node.id,
     listeners: `PLAINTEXT://127.0.0.1:${node.port},CONTROLLER://127.0.0.1:${node.controllerPort}`,
-    'advertised.listeners': `PLAINTEXT://127.0.0.1:${node.port}`,
+    'advertised.listeners': `PLAINTEXT://127.0.0.1:${node.advertised}`,
     'listener.security.protocol.map': 'PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT',
     'controller.listener.names': 'CONTROLLER',
     'inter.broker.listener.name': 'PLAINTEXT',
@@ -278,14 +284,18 @@ function libraries(): Promise<string> {
 }
 
 /** What formatting writes that holds for any node: made once, because starting Java for it costs as much as a node. */
-function formatTemplate(jars: string): Promise<string> {
-  return cached(`kafka-${kafkaRelease}-format`, async (dir) => {
-    const node: Node = { id: 1, dir, port: 9092, controllerPort: 9093, process: undefined }
+function formatTemplate(jars: string, users: Readonly<Record<string, string>>): Promise<string> {
+  const scram = Object.entries(users).map(([name, password]) => `SCRAM-SHA-512=[name=${name},password=${password}]`)
+  const digest = scram.length === 0 ? '' : `-${createHash('sha256').update(scram.join()).digest('hex').slice(0, 12)}`
+  return cached(`kafka-${kafkaRelease}-format${digest}`, async (dir) => {
+    const node: Node = { id: 1, dir, port: 9092, advertised: 9092, controllerPort: 9093, process: undefined }
     const config = join(dir, 'server.properties')
     await writeFile(config, properties(node, [node]))
     await writeFile(join(dir, 'log4j2.yaml'), logging)
     const id = randomBytes(16).toString('base64url')
-    await run('java', ['-Xmx128m', '-cp', `${jars}/*`, 'kafka.tools.StorageTool', 'format', '-t', id, '-c', config])
+    const command = ['kafka.tools.StorageTool', 'format', '-t', id, '-c', config]
+    const more = scram.flatMap((user) => ['--add-scram', user])
+    await run('java', ['-Xmx128m', '-cp', `${jars}/*`, ...command, ...more])
     await copyFile(join(dir, 'data', metadataLog, firstSnapshot), join(dir, firstSnapshot))
     for (const file of [firstSnapshot, 'log4j2.yaml']) chmodSync(join(dir, file), 0o644)
     await rm(join(dir, 'data'), { recursive: true })

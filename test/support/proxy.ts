@@ -16,8 +16,14 @@ export interface Proxy extends AsyncDisposable {
   delay(ms: number): void
   /** Half-open: what the target answers is thrown away from now on; what the client sends arrives. */
   dropAnswers(on: boolean): void
+  /** Looks at every piece on its way, as TCP brings it; undefined ends it. */
+  watch(look: Look | undefined): void
   close(): Promise<void>
 }
+
+/** What becomes of a piece: passed on; lost, with both ends none the wiser; or lost with the connection, which is reset at both ends. `connection`: a
+ *  number that no other has. */
+export type Look = (piece: Buffer, isAnswer: boolean, connection: number) => 'pass' | 'lose' | 'cut'
 
 /** Resolves when the proxy takes connections. Its connections and listener live until `close`. */
 export async function startProxy(targetPort: number, targetHost = '127.0.0.1'): Promise<Proxy> {
@@ -26,6 +32,8 @@ export async function startProxy(targetPort: number, targetHost = '127.0.0.1'): 
   let refusing = false
   let droppingAnswers = false
   let delayMs = 0
+  let look: Look | undefined
+  let number = 0
 
   const server = createServer({ noDelay: true }, (client) => {
     if (refusing) {
@@ -36,8 +44,9 @@ export async function startProxy(targetPort: number, targetHost = '127.0.0.1'): 
     const target = connect({ port: targetPort, host: targetHost, noDelay: true })
     const pair = { client, target }
     pairs.add(pair)
-    join(client, target, false)
-    join(target, client, true)
+    number++
+    join(client, target, false, number)
+    join(target, client, true, number)
     client.once('close', () => pairs.delete(pair))
     if (paused) {
       client.pause()
@@ -45,9 +54,16 @@ export async function startProxy(targetPort: number, targetHost = '127.0.0.1'): 
     }
   })
 
-  function join(from: Socket, to: Socket, isAnswer: boolean): void {
+  function join(from: Socket, to: Socket, isAnswer: boolean, connection: number): void {
     from.on('data', (data) => {
       if (isAnswer && droppingAnswers) return
+      const fate = look?.(data, isAnswer, connection)
+      if (fate === 'lose') return
+      if (fate === 'cut') {
+        from.resetAndDestroy()
+        to.resetAndDestroy()
+        return
+      }
       if (delayMs > 0) return void setTimeout(() => to.write(data), delayMs)
       if (to.write(data)) return
       from.pause()
@@ -101,6 +117,9 @@ export async function startProxy(targetPort: number, targetHost = '127.0.0.1'): 
     },
     dropAnswers(on) {
       droppingAnswers = on
+    },
+    watch(next) {
+      look = next
     },
     async close() {
       const closed = new Promise<void>((resolve) => server.close(() => resolve()))
