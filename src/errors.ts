@@ -132,7 +132,7 @@ export const codes: Readonly<Record<ErrorCode, Code>> = {
     'Raise max.message.bytes of the topic and message.max.bytes of the broker',
   ),
   LOG_DAMAGED: stop(
-    'Something in the change log cannot be read',
+    'What the change log holds cannot be read, or is not what was written to it',
     'Look at the broker’s disks; restore the log or copy again',
   ),
   LOG_FULL: retry('No space for the change log', 'Free disk space where the log lies; the run goes on by itself', 1),

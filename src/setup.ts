@@ -1,3 +1,4 @@
+import { demandKnown } from './apply/known-log.ts'
 import { controlTopic, schemasTopic } from './change-log/topics.ts'
 import type { ChangeLog, Topic } from './change-log/change-log.ts'
 import type { Finding, Sink, Snapshot, Source } from './connector.ts'
@@ -49,6 +50,7 @@ export async function setUp(
   if (!begun) await demandEmpty(changeLog, topics, config.name, signal)
   const schemas = all.map(({ schema }) => schema)
   await sink.prepare([], 'before', undefined, signal)
+  if (begun) await demandKnownLog(changeLog, sink, all, signal)
   const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
   const open = all.filter(({ schema }) => copies.get(tableName(schema.table))?.live !== true)
   if (open.length > 0) await prepare(parts, { source, sink, store }, all, 'before', signal)
@@ -172,6 +174,22 @@ async function demandEmpty(
     effect: 'nothing was started',
     next: `Delete the topics whose names begin with ${pipeline}. where nobody reads them, or change the pipeline name`,
   })
+}
+
+/** As each lane does when it claims, but before anything is appended: a source must forget nothing for the sake of a log that is not ours (H23). */
+async function demandKnownLog(
+  changeLog: ChangeLog,
+  sink: Sink,
+  tables: readonly Registered[],
+  signal: AbortSignal,
+): Promise<void> {
+  const topics = new Set(tables.map(({ route }) => route.topic))
+  const checkpoints = await sink.checkpoints(signal)
+  await demandKnown(
+    changeLog,
+    checkpoints.filter(({ topic }) => topics.has(topic)),
+    signal,
+  )
 }
 
 export function topicsOf(pipeline: string, tables: readonly Registered[]): readonly Topic[] {

@@ -3,6 +3,7 @@ import type { Board } from './admin/board.ts'
 import type { WatermarkTrail } from './admin/lag.ts'
 import { applyLane } from './apply/apply.ts'
 import { createBatcher, type Batcher } from './apply/batcher.ts'
+import { demandKnown } from './apply/known-log.ts'
 import { schemaReader } from './avro/schema-ids.ts'
 import { capture, demandEnds, readTail } from './capture/capture.ts'
 import { followWatermarks } from './capture/follow.ts'
@@ -96,8 +97,10 @@ export async function laneTask(
   await using sink = await parts.sink(signal)
   await using lane = await sink.lane(signal)
   const schemas = schemaReader(changeLog, schemasTopic(parts.config.name))
+  const checkpoints = await lane.claim(mine, 0, signal)
+  await demandKnown(changeLog, checkpoints, signal)
   const batcher = createBatcher({
-    checkpoints: await lane.claim(mine, 0, signal),
+    checkpoints,
     schemas,
     limits: { batchRows, batchBytes },
   })

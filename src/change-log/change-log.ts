@@ -33,6 +33,8 @@ export interface ChangeLog extends AsyncDisposable {
   fetch(from: readonly Offset[], maxWait: number, signal: AbortSignal): Promise<readonly FetchedBatch[]>
   /** True ends, not last stable offsets. */
   ends(partitions: readonly TopicPartition[], signal: AbortSignal): Promise<readonly Offset[]>
+  /** The lowest offsets that retention has left; the end where nothing is left. */
+  lows(partitions: readonly TopicPartition[], signal: AbortSignal): Promise<readonly Offset[]>
   /** Shares partitions with other workers; yields what is ours from now on. Absent: one process reads all. */
   join?(group: string, topics: readonly string[], signal: AbortSignal): AsyncIterable<readonly TopicPartition[]>
 }

@@ -159,6 +159,11 @@ function logOf(core: Core, key: string): ChangeLog {
       const opened = await Promise.all(partitions.map((at) => partitionOf(core, at)))
       return partitions.map(({ topic, partition }, i) => ({ topic, partition, offset: opened[i]?.end ?? 0 }))
     },
+    async lows(partitions, signal) {
+      check(signal)
+      const opened = await Promise.all(partitions.map((at) => partitionOf(core, at)))
+      return partitions.map(({ topic, partition }, i) => ({ topic, partition, offset: opened[i]?.low ?? 0 }))
+    },
     async [Symbol.asyncDispose]() {
       if (closed) return
       closed = true

@@ -5,7 +5,7 @@ import { Failure } from '../errors.ts'
 import { partitionName, type Offset } from '../model.ts'
 import type { ChangeLog } from './change-log.ts'
 import type { KafkaAddress } from './kafka-client.ts'
-import { kafkaCluster } from './kafka-cluster.ts'
+import { kafkaCluster, type KafkaCluster } from './kafka-cluster.ts'
 import { kafkaFetcher, listOffsets } from './kafka-fetcher.ts'
 import { kafkaProducer } from './kafka-producer.ts'
 import { openTopics } from './kafka-topics.ts'
@@ -53,29 +53,38 @@ export async function openKafkaLog(options: KafkaLogOptions, log: Logger, signal
     },
     append: (round, appending) => producer.append(round, appending),
     fetch: (from, maxWait, fetching) => fetcher.fetch(from, maxWait, fetching),
-    async ends(partitions, asking) {
-      asking.throwIfAborted()
-      const ends = new Map<string, Offset>()
-      while (ends.size < partitions.length) {
-        const left: TopicPartition[] = partitions.filter((at) => !ends.has(partitionName(at)))
-        try {
-          for (const end of await listOffsets(main, left, 'end', asking)) ends.set(partitionName(end), end)
-          if (ends.size === partitions.length) break
-        } catch (error) {
-          asking.throwIfAborted()
-          if (!(error instanceof Failure) || error.policy !== 'retry') throw error
-        }
-        await sleep(100, undefined, { signal: asking })
-        await main.refresh([...new Set(left.map((at) => at.topic))], asking).catch((error: unknown) => {
-          if (!(error instanceof Failure) || error.policy !== 'retry') throw error
-        })
-      }
-      return partitions.flatMap((at) => ends.get(partitionName(at)) ?? [])
-    },
+    ends: (partitions, asking) => offsetsOf(main, partitions, 'end', asking),
+    lows: (partitions, asking) => offsetsOf(main, partitions, 'low', asking),
     async [Symbol.asyncDispose]() {
       close()
     },
   }
+}
+
+/** Asks until each partition's leader has told. */
+async function offsetsOf(
+  cluster: KafkaCluster,
+  partitions: readonly TopicPartition[],
+  which: 'low' | 'end',
+  signal: AbortSignal,
+): Promise<readonly Offset[]> {
+  signal.throwIfAborted()
+  const found = new Map<string, Offset>()
+  while (found.size < partitions.length) {
+    const left = partitions.filter((at) => !found.has(partitionName(at)))
+    try {
+      for (const at of await listOffsets(cluster, left, which, signal)) found.set(partitionName(at), at)
+      if (found.size === partitions.length) break
+    } catch (error) {
+      signal.throwIfAborted()
+      if (!(error instanceof Failure) || error.policy !== 'retry') throw error
+    }
+    await sleep(100, undefined, { signal })
+    await cluster.refresh([...new Set(left.map((at) => at.topic))], signal).catch((error: unknown) => {
+      if (!(error instanceof Failure) || error.policy !== 'retry') throw error
+    })
+  }
+  return partitions.flatMap((at) => found.get(partitionName(at)) ?? [])
 }
 
 /** A broker that is just starting is given a moment. */

@@ -163,10 +163,14 @@ export function changeLogConformance(
       await append(log, batchOf(at(topic), ['c']))
       await assert.rejects(log.fetch([{ ...at(topic), offset: 4 }], 1000, never), code('LOG_GAP'))
       assert.deepEqual(await log.fetch([{ ...at(topic), offset: 3 }], 10, never), [])
+      assert.deepEqual(await log.lows([at(topic)], never), [{ ...at(topic), offset: 0 }])
       if (under.truncate === undefined) return
       await under.truncate(log, at(topic), 2)
       await assert.rejects(log.fetch([{ ...at(topic), offset: 1 }], 1000, never), code('LOG_GAP'))
       assert.deepEqual(await readAll(log, at(topic), 2), ['c'])
+      assert.deepEqual(await log.lows([at(topic)], never), [{ ...at(topic), offset: 2 }])
+      await under.truncate(log, at(topic), 3)
+      assert.deepEqual(await log.lows([at(topic)], never), [{ ...at(topic), offset: 3 }])
     })
 
     test('opened again it has everything, and the next offset follows', async () => {
@@ -241,6 +245,7 @@ export function changeLogConformance(
       await assert.rejects(log.append([batchOf(at(topic), ['a'])], gone), /stop/)
       await assert.rejects(log.fetch([{ ...at(topic), offset: 0 }], 1000, gone), /stop/)
       await assert.rejects(log.ends([at(topic)], gone), /stop/)
+      await assert.rejects(log.lows([at(topic)], gone), /stop/)
       await assert.rejects(log.open([topic], gone), /stop/)
       assert.equal((await log.ends([at(topic)], never))[0]?.offset, 0)
     })
@@ -249,6 +254,7 @@ export function changeLogConformance(
       await using log = await under.open()
       assert.deepEqual(await log.append([], never), [])
       assert.deepEqual(await log.ends([], never), [])
+      assert.deepEqual(await log.lows([], never), [])
     })
   })
 }

@@ -153,6 +153,10 @@ export function memoryLog(options: MemoryLogOptions = {}): MemoryLog {
       check(signal)
       return wanted.map((at) => ({ topic: at.topic, partition: at.partition, offset: find(at).end }))
     },
+    async lows(wanted, signal) {
+      check(signal)
+      return wanted.map((at) => ({ topic: at.topic, partition: at.partition, offset: find(at).low }))
+    },
     truncate(at, offset) {
       const partition = find(at)
       partition.low = Math.min(offset, partition.end)

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
 import { applyLane } from '../../../src/apply/apply.ts'
+import { demandKnown } from '../../../src/apply/known-log.ts'
 import { createBatcher } from '../../../src/apply/batcher.ts'
 import { schemaReader } from '../../../src/avro/schema-ids.ts'
 import { capture, readTail } from '../../../src/capture/capture.ts'
@@ -228,8 +229,10 @@ async function applyOnce(
 ): Promise<void> {
   const log = memoryLog({ data })
   const schemas = schemaReader(log, schemasTopic(pipeline))
+  const checkpoints = target.claim(mine)
+  await demandKnown(log, checkpoints, AbortSignal.timeout(5_000)) // whatever crashed, this is the log we know
   const batcher = createBatcher({
-    checkpoints: target.claim(mine),
+    checkpoints,
     schemas,
     limits: { batchRows: 8, batchBytes: 2000 },
   })
