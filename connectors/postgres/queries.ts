@@ -130,7 +130,14 @@ export async function selectTypes(client: pg.ClientBase, tables: readonly number
          ) x (oid)
      )
      select t.oid, n.nspname as schema, t.typname as name, t.typtype as kind, t.typbasetype as base, t.typtypmod as typmod,
-            t.typelem as element, t.typelem <> 0 and t.typlen = -1 as "isArray", t.typsend <> 0 and t.typreceive <> 0 as sends
+            t.typelem as element, t.typelem <> 0 and t.typlen = -1 as "isArray", t.typsend <> 0 and t.typreceive <> 0 as sends,
+            (select json_build_object('name', format('%I.%I', pn.nspname, p.proname), 'arguments', p.pronargs)
+               from pg_proc p join pg_namespace pn on pn.oid = p.pronamespace where p.oid = t.typinput) as input,
+            (select format('%I.%I', pn.nspname, p.proname)
+               from pg_proc p join pg_namespace pn on pn.oid = p.pronamespace where p.oid = t.typoutput
+                and (p.proargtypes[0] = t.oid or (select a.typtype = 'p' from pg_type a where a.oid = p.proargtypes[0]))) as output,
+            array(select s.typname::text from pg_cast c join pg_type s on s.oid = c.castsource
+                   where c.casttarget = t.oid and c.castmethod = 'f' and c.castsource in (25, 1042, 1043)) as "textCasts"
        from used join pg_type t on t.oid = used.oid join pg_namespace n on n.oid = t.typnamespace`,
     [tables],
   )

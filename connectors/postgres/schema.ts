@@ -26,6 +26,11 @@ export type CatalogType = {
   readonly isArray: boolean
   /** Has a binary form in both directions. */
   readonly sends: boolean
+  /** Functions that read and print it, quoted; `output` is null where it is declared for another type (a refcursor is printed as text). */
+  readonly input: { readonly name: string; readonly arguments: number }
+  readonly output: string | null
+  /** Which of text, varchar and bpchar a function casts to it. */
+  readonly textCasts: readonly string[]
 }
 type Collation = {
   readonly name: string

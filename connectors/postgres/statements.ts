@@ -6,7 +6,7 @@ import { appendArrays, readTags, width, type Slice } from './arrays.ts'
 import { beginBind, endBind } from './frontend.ts'
 import { ident, qualified } from './queries.ts'
 import type { CatalogColumn, CatalogTable } from './schema.ts'
-import { nativeOids } from './types.ts'
+import { fromText, nativeOids } from './types.ts'
 
 /** What a statement does with its rows.
  *  `insert`: no key. `upsert`: by key. `update`: present columns by key; raises unless each row is there. `updateLoose`: the same without the check.
@@ -259,7 +259,10 @@ export function counted(sql: string, types: readonly number[], before = ''): Sta
 /** The parameters from number `first` on as a table of the target's types. */
 export function rowsFrom(parameters: readonly Parameter[], first: number): string {
   const arrays = parameters.map(({ form }, i) => `$${first + i}::${arrayTypes[form]}`)
-  const cast = parameters.map(({ c, column }) => `u.c${c}::${column.castType} as c${c}`)
+  const cast = parameters.map(({ c, form, column }) => {
+    const value = form === 'text' ? fromText(column, `u.c${c}`) : `u.c${c}::${column.castType}`
+    return `${value} as c${c}`
+  })
   return `(select ${cast.join(', ')} from unnest(${arrays.join(', ')}) u (${parameters.map(({ c }) => `c${c}`).join(', ')}))`
 }
 

@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto'
+import { Failure } from '../../src/errors.ts'
 import type { Form } from '../../src/model.ts'
 import { Tag } from '../../src/rows.ts'
 import type { CatalogColumn, CatalogTable, CatalogType } from './schema.ts'
@@ -47,6 +48,8 @@ export function bulkFormats(table: CatalogTable): readonly string[] {
 export const firstUserOid = 16384
 /** Types whose binary form is the oid of an object, which is another one at the other end (regproc … regcollation). */
 const objectOids: ReadonlySet<number> = new Set([24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191])
+/** int2vector, oidvector, tsquery: the server does not take back the binary form of an empty one. */
+const lossyOids: ReadonlySet<number> = new Set([22, 30, 3615])
 
 /** Whether a type's binary form means the same at another server of any supported version. */
 export function isBinarySafe(type: CatalogType, typeOf: (oid: number) => CatalogType | undefined): boolean {
@@ -56,8 +59,8 @@ export function isBinarySafe(type: CatalogType, typeOf: (oid: number) => Catalog
   }
   // An enum's binary form is its label.
   if (type.kind === 'e') return true
-  if (type.oid >= firstUserOid || !type.sends || type.kind === 'c' || type.kind === 'p' || objectOids.has(type.oid))
-    return false
+  if (type.oid >= firstUserOid || !type.sends || type.kind === 'c' || type.kind === 'p') return false
+  if (objectOids.has(type.oid) || lossyOids.has(type.oid)) return false
   if (!type.isArray) return true
   // An array carries the oid of its elements' type.
   const element = typeOf(type.element)
@@ -81,23 +84,27 @@ export function keyIsBytes(column: CatalogColumn): boolean {
   return equalInBytes.has(column.base.oid)
 }
 
-/** Output functions of types whose cast to text prints something else than a replication stream or COPY does. */
-const outputs: ReadonlyMap<number, string> = new Map([
-  [16, 'boolout'],
-  [18, 'charout'],
-  [869, 'inet_out'],
-  [1042, 'bpcharout'],
-])
-const xml = 142
-
-/** An expression for the text of a column as the server sends it; null for null. */
+/** An expression for the text of a column as the server sends it; null for null. By the output function: a cast to text may print something else
+ *  (booleans, addresses, padding), and a user's may be anything. */
 export function textOf(column: CatalogColumn, quoted: string): string {
-  const output = outputs.get(column.base.oid)
-  if (output !== undefined) return `pg_catalog.textin(pg_catalog.${output}(${quoted}))`
-  // A user's type may have a cast of its own; concat asks the output function.
-  if (column.base.oid === xml || (column.base.oid >= firstUserOid && column.base.kind !== 'e'))
-    return `case when ${quoted} is not distinct from null then null else pg_catalog.concat(${quoted}) end`
-  return `${quoted}::pg_catalog.text`
+  const value = column.base.oid === column.typeOid ? quoted : `(${quoted})::${column.castType}`
+  const { output } = column.base
+  return output === null ? `${value}::pg_catalog.text` : `pg_catalog.textin(${output}(${value}))`
+}
+
+/** An expression for the value that the column's type reads in a text. By the input function: a cast from text may be a function that reads something else
+ *  (a regclass no number, a user's type whatever its owner likes). */
+export function fromText({ base, castType }: CatalogColumn, text: string): string {
+  const plain = (['text', 'varchar', 'bpchar'] as const).find((type) => !base.textCasts.includes(type))
+  if (plain === 'text') return `${text}::${castType}`
+  if (plain !== undefined) return `${text}::pg_catalog.${plain}::${castType}`
+  if (base.kind !== 'b' || base.isArray)
+    throw new Failure('TARGET_SHAPE', {
+      object: `type ${base.schema}.${base.name}`,
+      observed: 'text, varchar and bpchar have casts by functions to it',
+      needed: 'one of them without, so that a text is read by the type itself',
+    })
+  return `${base.input.name}(pg_catalog.textout(${text})${[`, ${base.oid}::oid`, ', -1'].slice(0, base.input.arguments - 1).join('')})`
 }
 
 /** A cell of a row image as the text the server reads. */

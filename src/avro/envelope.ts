@@ -16,8 +16,9 @@ const avroType = {
 } as const satisfies Record<Form, string>
 
 /** A name as Avro allows it: each UTF-8 byte outside `[A-Za-z0-9_]`, and a leading digit, becomes `_hh`. Not reversible: the original stands beside
- *  it as a property. */
+ *  it as a property. The first underscore of `__proto__` too: a reader in JavaScript that keeps fields in an object would set its prototype. */
 export function avroName(name: string): string {
+  if (name === '__proto__') return '_5f_proto__'
   let result = ''
   for (const byte of Buffer.from(name)) {
     const char = String.fromCharCode(byte)

@@ -66,8 +66,31 @@ test('field names are legal and distinct, whatever the columns are called', () =
     '_31st',
     'gr_c3_b6_c3_9fe',
     '_',
-    '__proto__',
+    '_5f_proto__',
   ])
+})
+
+test('a column called __proto__ beside others is read by a library that keeps fields in an object', () => {
+  // avsc puts the field into an object under its name: as a prototype its `name` would then refuse to be set.
+  const columns = [
+    '__proto__',
+    'name',
+    'type',
+    'constructor',
+    'toString',
+    'key',
+    'op',
+    'source',
+    'before',
+    'after',
+    '_5f_proto__',
+  ]
+  const schema = {
+    ...example,
+    columns: columns.map((name) => ({ name, type: 'bool', form: 'bool' as const, nullable: true })),
+  }
+  const type = avro.Type.forSchema(valueSchema(schema) as avro.Schema)
+  assert.ok(type instanceof avro.types.RecordType)
 })
 
 test('an envelope laid out otherwise is refused, and so is what is none', () => {
