@@ -132,6 +132,8 @@ async function prepare(
   const schemas = tables.map(({ schema }) => schema)
   const style = await schemaStyle(parts, source, sink, store, schemas, signal)
   const ddl = style === 'none' ? undefined : await source.ddl?.(schemas, style, signal)
+  if (phase === 'before' && ddl !== undefined && ddl.notCopied.length > 0)
+    parts.log.warn({ notCopied: ddl.notCopied }, 'definitions that are not brought to the target')
   await sink.prepare(schemas, phase, ddl, signal)
 }
 

@@ -87,7 +87,14 @@ async function perform(session: Session, barrier: Barrier, mayMiss: boolean): Pr
       // One statement: tables that refer to each other can only be emptied together.
       const tables = effect.tables.map((table) => `only ${qualified(table)}`).join(', ')
       const restart = effect.restartCounters ? ' restart identity' : ''
-      await client.query(`truncate ${tables}${restart}${effect.cascade ? ' cascade' : ''}`)
+      await client.query(`truncate ${tables}${restart}${effect.cascade ? ' cascade' : ''}`).catch((error: unknown) => {
+        if (!(error instanceof Error) || sqlState(error) !== '0A000') throw error
+        throw new Failure('TARGET_SHAPE', {
+          object: effect.tables.map(tableName).join(', '),
+          observed: `a truncate is refused: ${error.message}`,
+          next: 'Drop the foreign keys of other tables that refer to them until the cutover, then run again',
+        })
+      })
       return
     }
     case 'rekey':

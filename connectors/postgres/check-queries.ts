@@ -152,22 +152,33 @@ export async function selectCategories(
 type EnforcerRow = {
   table: number
   what: string
-  kind: 'foreign key' | 'trigger' | 'always' | 'deferrable'
+  kind: 'foreign key' | 'trigger' | 'rule' | 'deferrable' | 'outer key' | 'always trigger' | 'always rule'
   off: string
 }
-/** What acts on rows beside us: foreign keys, triggers, deferrable unique constraints, with the statement that stops it. */
+/** What acts on rows beside us, with the statement that stops it: foreign keys (`outer key`: of a table that is not among these), triggers, rules,
+ *  deferrable unique constraints. `always`: on replicated rows too. A rule for updates, even a disabled one, forbids the statements that apply rows. */
 export async function selectEnforcers(
   client: pg.ClientBase,
   tables: readonly number[],
 ): Promise<readonly EnforcerRow[]> {
   const { rows } = await client.query<EnforcerRow>(
-    `select k.conrelid as "table", format('%s of %s', k.conname, k.conrelid::regclass) as what, 'foreign key' as kind,
+    `with ours (oid) as (
+       select unnest($1::oid[]) union select a.relid::oid from unnest($1::oid[]) t (oid), pg_partition_ancestors(t.oid) a (relid))
+     select k.conrelid as "table", format('%s of %s', k.conname, k.conrelid::regclass) as what,
+            case when k.conrelid in (table ours) then 'foreign key' else 'outer key' end as kind,
             format('alter table %s drop constraint %I', k.conrelid::regclass, k.conname) as off
-       from pg_constraint k where k.contype = 'f' and k.conparentid = 0 and (k.conrelid = any($1::oid[]) or k.confrelid = any($1::oid[]))
+       from pg_constraint k
+      where k.contype = 'f' and k.conparentid = 0 and (k.conrelid in (table ours) or k.confrelid in (table ours))
      union all
-     select t.tgrelid, format('%s on %s', t.tgname, t.tgrelid::regclass), case when t.tgenabled in ('A', 'R') then 'always' else 'trigger' end,
+     select t.tgrelid, format('%s on %s', t.tgname, t.tgrelid::regclass),
+            case when t.tgenabled in ('A', 'R') then 'always trigger' else 'trigger' end,
             format('alter table %s disable trigger %I', t.tgrelid::regclass, t.tgname)
        from pg_trigger t where t.tgrelid = any($1::oid[]) and not t.tgisinternal and t.tgenabled <> 'D'
+     union all
+     select r.ev_class, format('%s on %s', r.rulename, r.ev_class::regclass),
+            case when r.ev_type = '2' or r.ev_enabled in ('A', 'R') then 'always rule' else 'rule' end,
+            format('drop rule %I on %s', r.rulename, r.ev_class::regclass)
+       from pg_rewrite r where r.ev_class = any($1::oid[]) and (r.ev_type = '2' or r.ev_enabled <> 'D')
      union all
      select k.conrelid, format('%s of %s', k.conname, k.conrelid::regclass), 'deferrable',
             format('alter table %s drop constraint %I', k.conrelid::regclass, k.conname)
@@ -200,4 +211,20 @@ export async function maySetReplicaRole(client: pg.ClientBase): Promise<boolean>
   } finally {
     await client.query('rollback')
   }
+}
+
+type BesideRow = { kind: 'materialized view' | 'sequence'; schema: string; name: string }
+/** What holds data beside tables: materialized views, and sequences that no column owns or takes its values from. */
+export async function selectBeside(client: pg.ClientBase): Promise<readonly BesideRow[]> {
+  const { rows } = await client.query<BesideRow>(
+    `select case c.relkind when 'm' then 'materialized view' else 'sequence' end as kind, n.nspname as schema, c.relname as name
+       from pg_class c join pg_namespace n on n.oid = c.relnamespace
+      where n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'crossfade') and c.relpersistence <> 't'
+        and (c.relkind = 'm' or c.relkind = 'S' and not exists (
+          select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.refclassid = 'pg_class'::regclass
+             and d.refobjsubid > 0 and d.deptype in ('a', 'i')) and not exists (
+          select from pg_depend d where d.classid = 'pg_attrdef'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = c.oid))
+      order by 1, 2, 3`,
+  )
+  return rows
 }

@@ -15,7 +15,7 @@ import {
 import { checkVersion, finding } from './check.ts'
 import { mapError } from './errors.ts'
 import { ident, qualified, selectUniqueIndexes, type IndexRow } from './queries.ts'
-import { readCatalog, type CatalogColumn, type CatalogTable } from './schema.ts'
+import { isImplied, readCatalog, type CatalogColumn, type CatalogTable } from './schema.ts'
 
 /** The preflight of a target for these tables. Changes nothing. Tables that are missing are no blocker: they may be made. */
 export async function checkTarget(client: pg.Client, tables: readonly TableSchema[]): Promise<readonly Finding[]> {
@@ -199,6 +199,7 @@ function compare(
   const differs = (level: Finding['level'], observed: string, needed: string, remedy?: string): void =>
     void found.push(finding('target.shape', level, observed, needed, remedy))
   const columns = new Map(table.columns.map((column) => [column.name, column]))
+  const keys = new Set(schema.key.map((index) => schema.columns[index]?.name ?? ''))
   for (const column of schema.columns) {
     const at = columns.get(column.name)
     const where = `${name}.${column.name}`
@@ -218,7 +219,16 @@ function compare(
           `${alter} ALTER COLUMN ${ident(column.name)} DROP EXPRESSION;`,
         )
       const fit = fits(column.type, at, categories)
-      if (fit !== 'ok')
+      const merges =
+        keys.has(column.name) && (fit !== 'ok' || (!schema.pinned && at.collation?.deterministic === false))
+      if (merges)
+        differs(
+          'blocker',
+          `${where} is ${at.type}${fit === 'ok' ? ` with collation ${at.collation?.name}` : ''}: keys that differ at the source may be one there`,
+          `${column.type}, as at the source`,
+          `${alter} ALTER COLUMN ${ident(column.name)} TYPE ${column.type}${fit === 'ok' ? ' COLLATE "C"' : ''} USING ${ident(column.name)}::text::${column.type};`,
+        )
+      else if (fit !== 'ok')
         differs(
           fit,
           `${where} is ${at.type}`,
@@ -246,7 +256,7 @@ function compare(
       )
     else differs('warning', `${name}.${column.name} is not at the source: it keeps its default`, 'the same columns')
   }
-  const key = schema.key.map((index) => schema.columns[index]?.name ?? '')
+  const key = [...keys]
   const keyOids = new Set(key.map((column) => columns.get(column)?.attnum ?? 0))
   if (key.length > 0) {
     const carries = unique.some(
@@ -262,6 +272,15 @@ function compare(
         `${name} has no unique index over (${key.join(', ')})`,
         'the key of the source',
         `${alter} ADD PRIMARY KEY (${key.map(ident).join(', ')});`,
+      )
+    // The source has none, so its changes come by several ways, each in an order of its own.
+    const others = schema.pinned ? [] : unique.filter((index) => !isImplied(index, [...keyOids]))
+    for (const index of others)
+      differs(
+        'warning',
+        `${name} has unique index ${index.name}, and the source has none beside the key: values that move between rows may be refused`,
+        'the indexes of the source until cutover',
+        `DROP INDEX ${qualified(index)}; -- or the constraint it belongs to`,
       )
   }
   return found
@@ -302,17 +321,33 @@ async function checkEnforcers(
   const enforcers = await selectEnforcers(client, oids)
   const id = 'target.replica_role'
   const needed = 'session_replication_role = replica for the connections of the pipeline'
-  const always = enforcers
-    .filter((row) => row.kind === 'always')
-    .map((row) =>
-      finding(
+  const always = enforcers.flatMap(({ kind, what, off }) => {
+    if (kind === 'always trigger')
+      return finding(
         'target.trigger',
         'blocker',
-        `trigger ${row.what} is enabled for replicated rows too: it would act twice`,
+        `trigger ${what} is enabled for replicated rows too: it would act twice`,
         'none until cutover',
-        `${row.off};`,
-      ),
-    )
+        `${off};`,
+      )
+    if (kind === 'always rule')
+      return finding(
+        'target.rule',
+        'blocker',
+        `rule ${what} acts on the statements that apply changes, or forbids them`,
+        'none until cutover',
+        `${off};`,
+      )
+    if (kind === 'outer key')
+      return finding(
+        'target.truncate',
+        'warning',
+        `foreign key ${what} is of a table that is not in this pipeline: a TRUNCATE of the table it refers to will be refused`,
+        'none until cutover, if the source ever truncates',
+        `${off};`,
+      )
+    return []
+  })
   if (await maySetReplicaRole(client)) {
     const deferrable = enforcers
       .filter((row) => row.kind === 'deferrable')
@@ -334,7 +369,7 @@ async function checkEnforcers(
     server.version >= 150_000
       ? `GRANT SET ON PARAMETER session_replication_role TO ${ident(server.user)};`
       : `ALTER ROLE ${ident(server.user)} SUPERUSER; -- until cutover`
-  const acting = enforcers.filter((row) => row.kind !== 'always')
+  const acting = enforcers.filter(({ kind }) => !kind.startsWith('always '))
   if (acting.length === 0)
     return [
       finding(

@@ -2,6 +2,7 @@ import type pg from 'pg'
 import type { Finding, TableFilter } from '../../src/connector.ts'
 import { tableName, type TableId } from '../../src/model.ts'
 import {
+  selectBeside,
   selectOldTransactions,
   selectPublicationCheck,
   selectRights,
@@ -349,8 +350,37 @@ function checkKeys(tables: readonly CatalogTable[]): readonly Finding[] {
 
 async function checkOthers(client: pg.Client, server: ServerRow, filter: TableFilter): Promise<readonly Finding[]> {
   const found: Finding[] = []
-  for (const { table, reason } of await readLeftOut(client, filter))
-    found.push(finding('source.left_out', 'warning', `${tableName(table)} is left out: ${reason}`, 'an ordinary table'))
+  for (const { table, reason, unlogged } of await readLeftOut(client, filter)) {
+    const exclude = 'name it in tables.exclude, and this is said no more'
+    found.push(
+      finding(
+        'source.left_out',
+        'warning',
+        `${tableName(table)} is left out: ${reason}`,
+        'an ordinary table',
+        unlogged ? `ALTER TABLE ${qualified(table)} SET LOGGED; -- or ${exclude}` : `Or ${exclude}`,
+      ),
+    )
+  }
+  for (const { kind, ...name } of await selectBeside(client))
+    if (filter(name))
+      found.push(
+        kind === 'sequence'
+          ? finding(
+              'source.left_out',
+              'warning',
+              `sequence ${tableName(name)} is left out: it belongs to no table`,
+              'a sequence owned by a column, or one that is brought by hand',
+              `SELECT format('SELECT setval(%L, %s, %L);', ${literal(qualified(name))}, last_value, is_called) FROM ${qualified(name)}; -- at the cutover; its answer is to be run at the target`,
+            )
+          : finding(
+              'source.left_out',
+              'warning',
+              `materialized view ${tableName(name)} is left out: it is computed from tables`,
+              'its definition at the target, refreshed there',
+              `REFRESH MATERIALIZED VIEW ${qualified(name)}; -- at the target, after the cutover`,
+            ),
+      )
   if (server.large_objects)
     found.push(
       finding(

@@ -314,3 +314,24 @@ export async function selectNames(
   )
   return rows
 }
+
+/** Rules of these tables, and triggers of theirs that act on replicated rows too, with their objects as above. */
+export async function selectActing(
+  client: pg.ClientBase,
+  tables: readonly number[],
+): Promise<readonly { object: string; what: string; comment: string }[]> {
+  const { rows } = await client.query<{ object: string; what: string; comment: string }>(
+    `with ours as (select unnest($1::oid[]) as oid union select a.relid::oid from unnest($1::oid[]) t (oid), pg_partition_ancestors(t.oid) a (relid)),
+     found (class, oid, kind, name, relation) as (
+       select 'pg_rewrite'::regclass::oid, r.oid, 'rule', r.rulename, r.ev_class from pg_rewrite r where r.rulename <> '_RETURN'
+       union all
+       select 'pg_trigger'::regclass::oid, t.oid, 'trigger', t.tgname, t.tgrelid from pg_trigger t
+        where not t.tgisinternal and t.tgenabled in ('A', 'R'))
+     select format('%s %s', class, f.oid) as object, format('%s %s of %s', kind, name, relation::regclass) as what,
+            format('COMMENT %s %s %s ON %s ', n.nspname, upper(kind), quote_ident(name), quote_ident(c.relname)) as comment
+       from found f join ours on ours.oid = relation join pg_class c on c.oid = relation join pg_namespace n on n.oid = c.relnamespace
+      order by 2`,
+    [tables],
+  )
+  return rows
+}

@@ -6,7 +6,7 @@ import { promisify } from 'node:util'
 import type pg from 'pg'
 import { Failure } from '../../src/errors.ts'
 import type { PostgresConfig } from './config.ts'
-import { selectKeyObjects, selectNames } from './ddl-catalog.ts'
+import { selectActing, selectKeyObjects, selectNames } from './ddl-catalog.ts'
 import type { Section, Sections } from './ddl.ts'
 import { literal, qualified, serverVersion } from './queries.ts'
 import type { CatalogTable } from './schema.ts'
@@ -35,6 +35,14 @@ export async function dumpSections(
       next: `Install postgresql-client-${version}, or set snapshot.schema: tables`,
     })
   const keys = new Set(await selectKeyObjects(client))
+  // With them a change would act twice at the target, or not at all.
+  const acting = await selectActing(
+    client,
+    tables.map(({ oid }) => oid),
+  )
+  const actingObjects = new Set(acting.map(({ object }) => object))
+  const isActing = ({ object, words }: Entry): boolean =>
+    actingObjects.has(object) || acting.some(({ comment }) => words.startsWith(comment))
   const dir = await mkdtemp(join(tmpdir(), 'crossfade-dump-'))
   try {
     const archive = join(dir, 'archive')
@@ -73,7 +81,7 @@ export async function dumpSections(
       return text.replaceAll(/^\\(?:un)?restrict .*$/gm, '').replaceAll(/^SET transaction_timeout = .*$/gm, '')
     }
     // An extension's comment belongs to its owner, and comes with it.
-    const all = entries(listing).filter((entry) => !entry.words.startsWith('COMMENT - EXTENSION '))
+    const all = entries(listing).filter((entry) => !entry.words.startsWith('COMMENT - EXTENSION ') && !isActing(entry))
     const isBefore = (entry: Entry): boolean => preData.has(entry.line) || keys.has(entry.object)
     const isForeignKey = (entry: Entry): boolean => entry.words.startsWith('FK CONSTRAINT ')
     const before = all.filter(isBefore)
@@ -98,7 +106,13 @@ export async function dumpSections(
         await section('indexes and constraints', after, await probesOf(after)),
         await section('foreign keys', foreignKeys, await probesOf(foreignKeys)),
       ].filter((steps) => steps.length > 0),
-      notCopied: ['owners', 'grants', 'publications and subscriptions', 'rows of materialized views'],
+      notCopied: [
+        'owners',
+        'grants',
+        'publications and subscriptions',
+        'rows of materialized views',
+        ...acting.map(({ what }) => `${what}, which would act on replicated rows: create it after the cutover`),
+      ],
     }
   } finally {
     await rm(dir, { recursive: true, force: true })

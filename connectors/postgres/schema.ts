@@ -94,7 +94,7 @@ export type CatalogTable = {
   readonly estimatedRows: number
 }
 /** A table that the filter names and that is not captured, with the reason. */
-type LeftOut = { readonly table: TableId; readonly reason: string }
+type LeftOut = { readonly table: TableId; readonly reason: string; readonly unlogged: boolean }
 
 const identities: Readonly<Record<string, CatalogTable['replicaIdentity']>> = {
   d: 'default',
@@ -140,7 +140,7 @@ export async function readLeftOut(client: pg.ClientBase, filter: TableFilter): P
     const reason = leftOutBecause(row)
     return reason === undefined || !isNamed(row, filter)
       ? []
-      : [{ table: { schema: row.schema, name: row.name }, reason }]
+      : [{ table: { schema: row.schema, name: row.name }, reason, unlogged: row.relpersistence === 'u' }]
   })
 }
 
@@ -230,7 +230,7 @@ function describeTable(
 }
 
 /** A unique index over the key and more holds wherever the key does. */
-function isImplied(index: IndexRow, key: readonly number[]): boolean {
+export function isImplied(index: IndexRow, key: readonly number[]): boolean {
   return index.plain && key.length > 0 && key.every((attnum) => index.columns.includes(attnum))
 }
 

@@ -106,6 +106,52 @@ for (const version of [18, 14] as const) {
       await admin.query(`select pg_drop_replication_slot('crossfade_shop')`)
     })
 
+    test('what is beside ordinary tables is named, each with what to do', async () => {
+      await admin.query(`create schema beside; create table beside.t (id int primary key generated always as identity);
+        create materialized view beside.m as select count(*) from beside.t; create sequence beside.alone;
+        create sequence beside.used; create table beside.uses (id int primary key default nextval('beside.used'));
+        create unlogged table beside.fleeting (id int primary key); create foreign data wrapper w; create server s foreign data wrapper w;
+        create foreign table beside.far (id int) server s; create table beside.empty ()`)
+      const found = (await source(admin, 'beside')).filter(({ id }) => id === 'source.left_out')
+      assert.deepEqual(
+        found.map(({ level, observed }) => `${level}: ${observed.split(' is left out')[0]}`),
+        [
+          'warning: beside.empty',
+          'warning: beside.far',
+          'warning: beside.fleeting',
+          'warning: materialized view beside.m',
+          'warning: sequence beside.alone',
+        ],
+      )
+      for (const { remedy } of found) assert.ok(remedy !== undefined && remedy !== '')
+      await admin.query('drop schema beside cascade; drop foreign data wrapper w cascade')
+    })
+
+    test('H6: a target that would take two keys for one is a blocker', async () => {
+      await admin.query(`create schema merged; create table merged.t (k text primary key, n numeric unique);
+        create table merged.n (k numeric primary key); create table merged.same (k varchar(5) primary key, v text);
+        create table merged.beside (id int primary key, u int)`)
+      const tables = await schemas((id) => id.schema === 'merged')
+      const shape = async (): Promise<readonly string[]> =>
+        (await checkTarget(admin, tables))
+          .filter((finding) => finding.id === 'target.shape')
+          .map((finding) => `${finding.level}: ${finding.observed.split(/ with|:|,/)[0]}`)
+      assert.deepEqual(await shape(), [])
+      await admin.query(`create collation merged.blind (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+        alter table merged.same alter k type varchar(5) collate merged.blind;
+        alter table merged.t alter k type varchar(3); alter table merged.n alter k type numeric(6, 1);
+        create unique index more on merged.beside (u)`)
+      const found = await checkTarget(admin, tables)
+      assert.deepEqual(await shape(), [
+        'warning: merged.beside has unique index more',
+        'blocker: merged.n.k is numeric(6',
+        'blocker: merged.same.k is character varying(5)',
+        'blocker: merged.t.k is character varying(3)',
+      ])
+      for (const { remedy } of found) await admin.query(remedy ?? '')
+      assert.deepEqual(await shape(), [])
+    })
+
     test('a target with nothing in it has no blocker', async () => {
       await admin.query('create schema gone; create table gone.t (id int primary key)')
       const tables = await schemas((id) => id.schema === 'gone')
@@ -154,6 +200,12 @@ for (const version of [18, 14] as const) {
         alter table acts.a enable always trigger always`)
       const tables = await schemas((id) => id.schema === 'acts')
       assert.deepEqual(blockers(await checkTarget(admin, tables)), ['target.trigger'])
+      await admin.query(`create rule beside as on update to acts.a do also select 1; alter table acts.a disable rule beside;
+        create rule never as on insert to acts.b do also select 1; create table public.outer_key (id int references acts.a)`)
+      const ruled = await checkTarget(admin, tables)
+      assert.deepEqual(blockers(ruled), ['target.rule', 'target.trigger'])
+      assert.ok(ruled.some(({ id, level }) => id === 'target.truncate' && level === 'warning'))
+      await admin.query('drop rule beside on acts.a; drop rule never on acts.b; drop table public.outer_key')
       await stranger('', async (client, role) => {
         const first = await checkTarget(client, tables)
         assert.deepEqual(blockers(first), [

@@ -5,7 +5,7 @@ import { parse } from '../../../connectors/postgres/config.ts'
 import { openReader } from '../../../connectors/postgres/reader.ts'
 import type { TableReader } from '../../../src/connector.ts'
 import { Failure, type ErrorCode } from '../../../src/errors.ts'
-import type { Chunk, Form, Position, TableSchema } from '../../../src/model.ts'
+import type { Barrier, Chunk, Form, Position, TableSchema } from '../../../src/model.ts'
 import { rowsOf } from '../../../src/rows.ts'
 import { advance, batch, group, inOrder } from '../../conformance/sink.ts'
 import { cellsOf, textCellsOf, type TestChange, type Value } from '../../support/images.ts'
@@ -384,5 +384,41 @@ describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
     release()
     await assert.rejects(stuck, code('SERVER_UNREACHABLE'))
     assert.deepEqual(await target.sql('select id from public.t order by id'), [{ id: 1 }, { id: 2 }])
+  })
+
+  it('names the tables of a truncate that another table’s foreign key forbids', async () => {
+    await using target = await bench(
+      'create table public.of_us (id int primary key); create table public.not_of_us (id int references public.of_us)',
+    )
+    const truncate: Barrier = {
+      kind: 'barrier',
+      mark: { position: 'a'.padStart(16, '0') as Position, seq: 0 },
+      committedAt: 0,
+      epoch: 1,
+      partitions: [at],
+      effect: {
+        kind: 'truncate',
+        tables: [{ schema: 'public', name: 'of_us' }],
+        cascade: false,
+        restartCounters: false,
+      },
+    }
+    await assert.rejects(
+      target.lane.arrive(truncate, advance(target.from), never),
+      (error: unknown) =>
+        error instanceof Failure && error.code === 'TARGET_SHAPE' && error.facts.object === 'public.of_us',
+    )
+    await target.sql('drop table public.not_of_us')
+    assert.equal(await target.lane.arrive(truncate, advance(target.from), never), 'done')
+  })
+
+  it('writes to a table of any name', async () => {
+    await using target = await bench(
+      'create table public.excluded (id int primary key, t int, s int, c0 int, x int, touched int)',
+    )
+    const schema = await target.schema('excluded')
+    const rows = [['1', '2', '3', '4', '5', '6']]
+    assert.deepEqual(await target.lane.apply(batch([group(schema, 'upsert', rows)]), [advance(target.from)], never), [])
+    assert.deepEqual(await target.sql('select c0, x, touched from public.excluded'), [{ c0: 4, x: 5, touched: 6 }])
   })
 })
