@@ -6,6 +6,7 @@ import type {
   Effect,
   Epoch,
   Mark,
+  Offset,
   Position,
   Range,
   TableCopy,
@@ -87,7 +88,8 @@ export interface Source extends AsyncDisposable {
   /** `startAt`: as `adopt` will be asked to. */
   check(filter: TableFilter, signal: AbortSignal, startAt?: string): Promise<readonly Finding[]>
   tables(filter: TableFilter, signal: AbortSignal): Promise<readonly TableSchema[]>
-  /** Makes the source keep changes of these tables; the first call returns a snapshot, a repeat adds what is missing and returns undefined. */
+  /** Makes the source keep changes of these tables; the first call returns a snapshot, a repeat adds what is missing, leaves out what is not named any
+   *  more, and returns undefined. Changes of a table from before it was left out are passed over, also once it is added again. */
   retain(tables: readonly TableSchema[], signal: AbortSignal): Promise<Snapshot | undefined>
   /** Instead of `retain`, for a target that holds the data as of `startAt`, a place as the source's own tools print it: takes over what the operator made
    *  by hand under our name, which must keep every change from there on. Resolves to the position of that place; may be repeated like `retain`. */
@@ -113,6 +115,8 @@ export interface Source extends AsyncDisposable {
 }
 /** `value`: the next one it would give out. */
 export type Counter = { readonly name: string; readonly value: bigint }
+/** The end of the log when a table is added, and the highest epoch anyone wrote there: all up to `position` is in its copy, or was there before. */
+export type Start = { readonly ends: readonly Offset[]; readonly position: Position; readonly epoch: Epoch }
 /** Changes go here. Every call may be repeated with the same arguments. */
 export interface Sink extends AsyncDisposable {
   /** As of a source. */
@@ -130,8 +134,10 @@ export interface Sink extends AsyncDisposable {
     signal: AbortSignal,
   ): Promise<void>
   /** Holds, moves on or releases a table's partitions, and creates missing checkpoints. Once it resolves no lane commits past the hold and no chunk
-   *  of another snapshot. Refused if a higher epoch wrote it. */
-  setCopy(copy: TableCopy, epoch: Epoch, signal: AbortSignal): Promise<void>
+   *  of another snapshot. Refused if a higher epoch wrote it. `start`: where missing checkpoints begin, if not before everything. */
+  setCopy(copy: TableCopy, epoch: Epoch, signal: AbortSignal, start?: Start): Promise<void>
+  /** Forgets a table's copy, chunks and checkpoints; its rows stay as they are. No truncate touches it, and no barrier waits for it, any more. */
+  leave(table: TableId, signal: AbortSignal): Promise<void>
   copies(signal: AbortSignal): Promise<readonly (TableCopy & { readonly done: readonly Chunk['id'][] })[]>
   checkpoints(signal: AbortSignal): Promise<readonly Checkpoint[]>
   lane(signal: AbortSignal): Promise<Lane>

@@ -68,7 +68,7 @@ export const codes: Readonly<Record<ErrorCode, Code>> = {
     'A server cannot take the work at the moment',
     'Nothing, unless it lasts: then look at the server',
   ),
-  TABLE_MISSING: operator('A table does not exist', 'Create it, or change tables.include'),
+  TABLE_MISSING: operator('A table does not exist', 'Create it, or leave it out by tables.exclude'),
   TABLE_CHANGED: stop(
     'A table is not as it was recorded',
     'Compare the definitions at both ends; a changed table must be copied again',

@@ -3,11 +3,14 @@ import type { TableFilter, TableReader } from './connector.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { routes, type Route } from './change-log/topics.ts'
 import { Failure } from './errors.ts'
-import { tableName, type TableSchema, type TopicPartition } from './model.ts'
+import { tableName, type TableId, type TableSchema, type TopicPartition } from './model.ts'
 import type { TablePlan } from './snapshot/plan.ts'
 
 /** What a pipeline knows of a table: as it was recorded, where its changes go (H7), and how it is cut for the copy. */
 export type Registered = { readonly schema: TableSchema; readonly route: Route; readonly plan: TablePlan }
+
+/** A table that was left out keeps its topic for the day it is taken in again. `closing`: the target does not know yet. */
+type Recorded = Registered & { readonly left?: 'closing' | 'closed' }
 
 const keyOf = (schema: TableSchema): string => `table/${tableName(schema.table)}`
 
@@ -16,7 +19,32 @@ export function partitionsOf({ topic, partitions }: Pick<Route, 'topic' | 'parti
 }
 
 export async function registeredTables(store: StateStore, signal: AbortSignal): Promise<readonly Registered[]> {
-  return (await store.list('table/', signal)).flatMap(({ value }) => (value as Registered | null) ?? [])
+  return (await store.list('table/', signal)).flatMap(({ value }) => {
+    const table = value as Recorded | null
+    return table === null || table.left !== undefined ? [] : table
+  })
+}
+
+/** Puts aside the tables that the configuration no longer names: `close` is called for each, again after a crash, and before it can be taken in anew.
+ *  Resolves to those that were put aside now. */
+export async function leaveOut(
+  store: StateStore,
+  filter: TableFilter,
+  close: (table: TableId) => Promise<void>,
+  signal: AbortSignal,
+): Promise<readonly Registered[]> {
+  const gone: Registered[] = []
+  for (const { key, value, revision } of await store.list('table/', signal)) {
+    const table = value as Recorded | null
+    if (table === null || table.left === 'closed') continue
+    if (table.left === undefined && filter(table.schema.table)) continue
+    const closing = await store.put(key, { ...table, left: 'closing' }, revision, signal)
+    if (closing === undefined) throw new Failure('FENCED', { object: key, observed: 'another worker wrote it' })
+    await close(table.schema.table)
+    await store.put(key, { ...table, left: 'closed' }, closing, signal)
+    gone.push(table)
+  }
+  return gone
 }
 
 /** Compares what the source has with what was recorded, and records tables that are new: their ranges, topic, partitions and pinning are
@@ -48,6 +76,7 @@ export async function registerTables(
           : 'no longer at the source, or no longer among tables.include',
         needed: 'every table the pipeline began with',
         effect: 'nothing is captured or applied',
+        next: `To go on without it, name it under tables.exclude and start again`,
       })
     }
     if (!isDeepStrictEqual({ ...now, version: schema.version }, schema)) {
@@ -70,19 +99,21 @@ export async function registerTables(
   const decided = new Map(routes(pipeline, cut, partitions).map((route) => [tableName(route.table), route]))
   const taken = new Set(known.map(({ route }) => route.topic))
   const fresh: Registered[] = []
-  for (const { schema, plan } of cut) {
-    const route = decided.get(tableName(schema.table))
-    if (route === undefined) throw new Failure('BUG', { object: tableName(schema.table), observed: 'no route' })
+  const stored = new Map((await store.list('table/', signal)).map((entry) => [entry.key, entry]))
+  for (const { schema, plan: cutNow } of cut) {
+    const first = decided.get(tableName(schema.table))
+    if (first === undefined) throw new Failure('BUG', { object: tableName(schema.table), observed: 'no route' })
+    // Taken in again: its topic is there, and chunks of its former copy do not count.
+    const former = stored.get(keyOf(schema))?.value as Recorded | null | undefined
+    const route = former ? { ...first, topic: former.route.topic, partitions: former.route.partitions } : first
+    const plan = former ? { ...cutNow, generation: former.plan.generation + 1 } : cutNow
     if (taken.has(route.topic)) {
       throw new Failure('TOPIC_MISMATCH', { object: route.topic, observed: 'two tables have this topic name' })
     }
     fresh.push({ schema, route, plan })
   }
-  const forgotten = new Map((await store.list('table/', signal)).map(({ key, revision }) => [key, revision]))
-  for (const table of fresh) {
-    const key = keyOf(table.schema)
-    await store.put(key, table, forgotten.get(key) ?? 0, signal)
-  }
+  for (const table of fresh)
+    await store.put(keyOf(table.schema), table, stored.get(keyOf(table.schema))?.revision ?? 0, signal)
   return [...known, ...fresh]
 }
 

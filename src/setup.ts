@@ -1,13 +1,14 @@
 import { demandKnown } from './apply/known-log.ts'
+import { readTail } from './capture/capture.ts'
 import { controlTopic, schemasTopic } from './change-log/topics.ts'
 import type { ChangeLog, Topic } from './change-log/change-log.ts'
-import type { Finding, Sink, Snapshot, Source } from './connector.ts'
+import type { Finding, Sink, Snapshot, Source, Start } from './connector.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
 import { origin, tableName, type Position, type TableSchema } from './model.ts'
 import type { Parts } from './parts.ts'
-import { partitionsOf, registerTables, type Registered } from './registry.ts'
+import { leaveOut, partitionsOf, registerTables, type Registered } from './registry.ts'
 
 type Setup = {
   readonly tables: readonly Registered[]
@@ -41,6 +42,7 @@ export async function setUp(
       needed: 'at least one table',
     })
   }
+  if (begun) await leaveTables(parts, sink, store, signal)
   const reader = await source.reader('now', signal)
   const limits = { partitions: config.log.partitions, chunkRows: config.snapshot.chunkRows }
   const all = await registerTables(config.name, found, filter, store, reader, { ...limits, begun }, signal)
@@ -53,16 +55,32 @@ export async function setUp(
   if (begun) await demandKnownLog(changeLog, sink, all, signal)
   const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
   const open = all.filter(({ schema }) => copies.get(tableName(schema.table))?.live !== true)
+  const copying = config.mode !== 'incremental'
+  const added = begun ? open.filter(({ schema }) => !copies.has(tableName(schema.table))) : []
+  if (copying && added.length > 0)
+    blockUnless(
+      (await sink.occupied?.(
+        added.map(({ schema }) => schema),
+        signal,
+      )) ?? [],
+    )
   if (open.length > 0) await prepare(parts, { source, sink, store }, all, 'before', signal)
   blockUnless(await sink.check(schemas, signal))
-  const copying = config.mode !== 'incremental'
-  for (const { schema, route } of open) {
-    if (begun && copies.has(tableName(schema.table))) continue
-    const partitions = partitionsOf(route)
-    await sink.setCopy({ table: schema.table, partitions, snapshot: origin, live: !copying }, 0, signal)
+  const hold = async ({ schema, route }: Registered, start?: Start): Promise<void> => {
+    const copy = { table: schema.table, partitions: partitionsOf(route), snapshot: origin, live: !copying }
+    await sink.setCopy(copy, 0, signal, start)
   }
+  if (!begun) for (const table of open) await hold(table)
   const { snapshot, start } = await keepChanges(source, schemas, config.startAt, signal)
   if (!begun) await store.put('begun', { tables: all.length }, 0, signal)
+  if (added.length > 0) {
+    // No capture and no lane runs yet, so that nothing of them is applied, and what their topics hold is of a time before.
+    const { position } = await source.health(signal)
+    const { epoch } = await readTail(changeLog, config.name, signal)
+    for (const table of added) {
+      await hold(table, { ends: await changeLog.ends(partitionsOf(table.route), signal), position, epoch })
+    }
+  }
   if (copying) return { tables: all, snapshot, start }
   await snapshot?.[Symbol.asyncDispose]()
   return { tables: all, snapshot: undefined, start }
@@ -79,6 +97,20 @@ async function keepChanges(
     throw new Failure('UNSUPPORTED', { object: 'startAt', observed: 'this source begins at its first start only' })
   }
   return { snapshot: undefined, start: await source.adopt(schemas, startAt, signal) }
+}
+
+/** Tables that the configuration does not name any more. Their topics, and their rows at the target, stay as they are. */
+async function leaveTables(parts: Parts, sink: Sink, store: StateStore, signal: AbortSignal): Promise<void> {
+  const gone = await leaveOut(store, parts.filter, async (table) => await sink.leave(table, signal), signal)
+  if (gone.length === 0) return
+  const facts = {
+    tables: gone.map(({ schema }) => tableName(schema.table)),
+    topics: gone.map(({ route }) => route.topic),
+  }
+  parts.log.warn(
+    facts,
+    'left out as the configuration says: their topics and their rows at the target stay as they are; to take one in again, empty it at the target first',
+  )
 }
 
 const sameDatabase: Finding = {
@@ -152,10 +184,11 @@ async function openTopics(
     return id === undefined ? topic : { ...topic, id }
   })
   await changeLog.open(recorded, signal)
-  const names = topics.map(({ name }) => name)
-  if (names.every((name) => known[name] !== undefined)) return
-  const ids = Object.fromEntries(await changeLog.topicIds(names, signal))
-  await store.put('topic-ids', { ...known, ...ids }, stored?.revision ?? 0, signal)
+  const names = new Set(topics.map(({ name }) => name))
+  if (names.size === Object.keys(known).length && Object.keys(known).every((name) => names.has(name))) return
+  const ids = Object.fromEntries(await changeLog.topicIds([...names], signal))
+  // Only theirs: the topic of a table that was left out is its owner's to delete.
+  await store.put('topic-ids', ids, stored?.revision ?? 0, signal)
 }
 
 /** Before a pipeline has begun nothing of it is in the log: what is there is an earlier one's, and would be applied. */

@@ -79,8 +79,11 @@ export async function captureTask(run: Run, signal: AbortSignal): Promise<void> 
 }
 
 /** Hears what the control topic proves. */
-export async function watermarkTask({ parts, changeLog, trail, halt }: Run, signal: AbortSignal): Promise<void> {
-  trail.restart()
+export async function watermarkTask(
+  { parts, changeLog, trail, partitions, halt }: Run,
+  signal: AbortSignal,
+): Promise<void> {
+  trail.restart(partitions)
   const until = AbortSignal.any([signal, halt])
   await followWatermarks(changeLog, parts.config.name, (record) => trail.add(record), until)
 }

@@ -106,7 +106,7 @@ async function main(): Promise<number> {
   const limits: FileLimits = {
     testMs: Number(values.timeout) * 1000,
     fileMs: 15 * 60_000,
-    idleMs: 15_000,
+    idleMs: 60_000,
     slowMs: 5_000,
     names: values.name ?? [],
   }

@@ -1,5 +1,6 @@
 import { Failure } from '../../src/errors.ts'
 import {
+  compareMarks,
   comparePositions,
   partitionName,
   tableName,
@@ -16,7 +17,7 @@ import type { Session } from './lane-session.ts'
 import { appendGuard, isGuardFailure } from './ordered.ts'
 import { ident, qualified } from './queries.ts'
 import { appendRekey } from './rekey.ts'
-import { arriveAt, finishBarrier, insertCheckpoints, selectPartitions } from './sink-queries.ts'
+import { arriveAt, finishBarrier, insertCheckpoints, selectOwn, selectPartitions } from './sink-queries.ts'
 
 /** One partition comes to a barrier (H17). Its checkpoint row is locked first, as in every batch, then the barrier's: of two lanes that arrive at
  *  once the second sees the first. Whoever completes the number performs the effect in the same transaction; a checkpoint moves past the
@@ -43,7 +44,10 @@ export async function arrive(
     const { done, arrived } = await arriveAt(client, pipeline, barrier, at)
     if (!done) {
       const there = new Set(arrived.map(partitionName))
-      if (!barrier.partitions.every((partition) => there.has(partitionName(partition)))) return 'waiting'
+      const missing = barrier.partitions.filter((partition) => !there.has(partitionName(partition)))
+      // A table that was left out has no checkpoint; taken in again, it begins behind the barrier.
+      const open = missing.length === 0 ? [] : await selectPartitions(client, pipeline, missing, false)
+      if (open.some(({ mark }) => compareMarks(mark, barrier.mark) < 0)) return 'waiting'
       await perform(session, barrier, isLoose(at, barrier.mark))
       await finishBarrier(client, pipeline, barrier)
     }
@@ -85,7 +89,9 @@ async function perform(session: Session, barrier: Barrier, mayMiss: boolean): Pr
   switch (effect.kind) {
     case 'truncate': {
       // One statement: tables that refer to each other can only be emptied together.
-      const tables = effect.tables.map((table) => `only ${qualified(table)}`).join(', ')
+      const own = await selectOwn(client, pipeline, effect.tables)
+      if (own.length === 0) return
+      const tables = own.map((table) => `only ${qualified(table)}`).join(', ')
       const restart = effect.restartCounters ? ' restart identity' : ''
       await client.query(`truncate ${tables}${restart}${effect.cascade ? ' cascade' : ''}`).catch((error: unknown) => {
         if (!(error instanceof Error) || sqlState(error) !== '0A000') throw error

@@ -33,6 +33,8 @@ export interface ChangeQueue {
     newEnd: number,
     fill: boolean,
   ): void
+  /** One row message that is not wanted; it has its number. */
+  skip(): void
   /** One message with an effect of its own; numbered as rows are. */
   effect(effect: Effect): void
   message(position: Position, committedAt: number, prefix: string, content: Uint8Array): void
@@ -122,6 +124,11 @@ class Queue implements ChangeQueue {
     this.#filling.count = count + 1
     this.#number++
     this.bytes += out.at - began
+  }
+
+  skip(): void {
+    this.#number++
+    this.#entered = false
   }
 
   effect(effect: Effect): void {

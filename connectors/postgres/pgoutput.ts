@@ -17,8 +17,9 @@ export type Relation = {
     readonly key: boolean
   }[]
 }
-/** The schema recorded for a table, or why its changes cannot be taken. Called once for each Relation message. */
-export type Lookup = (relation: Relation) => TableSchema | Failure
+/** The schema recorded for a table, or why its changes cannot be taken; undefined: those of a transaction at this position are passed over. Called once
+ *  for each Relation message, and while it is passed over again for each row. */
+export type Lookup = (relation: Relation, position: Position) => TableSchema | Failure | undefined
 
 /** Message types that frame transactions in progress. */
 export const Frame = { streamStart: 0x53, streamStop: 0x45, streamCommit: 0x63, streamAbort: 0x41 } as const
@@ -100,6 +101,8 @@ class PgoutputDecoder implements Decoder {
   readonly #queue: ChangeQueue
   readonly #options: DecoderOptions
   readonly #relations = new Map<number, TableSchema | Failure>()
+  /** Tables that were left out. */
+  readonly #passedOver = new Map<number, Relation>()
   #position = '' as Position
   #committedAt = 0
   /** The latest time the server has told: whatever was committed before is behind us. 0: none yet. */
@@ -199,6 +202,7 @@ class PgoutputDecoder implements Decoder {
     const start = at + 5
     this.#toEnd(message, start, schema)
     if (schema) this.#queue.change(schema, Op.insert, message, start, start, start, message.length, false)
+    else this.#skip()
   }
 
   #update(message: Buffer, at: number): void {
@@ -214,7 +218,7 @@ class PgoutputDecoder implements Decoder {
     }
     if (kind !== TupleKind.new) throw malformed('an update without a new row')
     this.#toEnd(message, start, schema)
-    if (!schema) return
+    if (!schema) return this.#skip()
     const fill = this.#absent && oldEnd > oldStart
     if (fill && message.readUInt16BE(oldStart) !== message.readUInt16BE(start)) throw malformed('rows of two widths')
     this.#queue.change(schema, Op.update, message, oldStart, oldEnd, start, message.length, fill)
@@ -228,6 +232,7 @@ class PgoutputDecoder implements Decoder {
     this.#toEnd(message, start, schema)
     const end = message.length
     if (schema) this.#queue.change(schema, Op.delete, message, start, end, end, end, false)
+    else this.#skip()
   }
 
   #truncate(message: Buffer, at: number): void {
@@ -239,7 +244,7 @@ class PgoutputDecoder implements Decoder {
       const schema = this.#table(message.readUInt32BE(at + 5 + 4 * i))
       if (schema) tables.push(schema.table)
     }
-    if (this.#dropped) return
+    if (this.#dropped || tables.length === 0) return this.#skip()
     this.#queue.effect({
       kind: 'truncate',
       tables,
@@ -276,17 +281,39 @@ class PgoutputDecoder implements Decoder {
 
   #relation(message: Buffer, at: number): void {
     const relation = readRelation(message, at)
-    this.#relations.set(relation.oid, this.#options.lookup(relation))
+    this.#learn(relation)
     this.#relationOid = -1
   }
 
-  /** Of the open transaction's row; undefined where it is dropped. Most rows are of the table of the row before. */
+  #learn(relation: Relation): TableSchema | Failure | undefined {
+    const found = this.#options.lookup(relation, this.#position)
+    if (found === undefined) {
+      this.#relations.delete(relation.oid)
+      this.#passedOver.set(relation.oid, relation)
+    } else {
+      this.#passedOver.delete(relation.oid)
+      this.#relations.set(relation.oid, found)
+    }
+    return found
+  }
+
+  /** A row message that is not handed on counts all the same (H24). */
+  #skip(): void {
+    if (!this.#dropped) this.#queue.skip()
+  }
+
+  /** Of the open transaction's row; undefined where it or the table is passed over. Most rows are of the table of the row before. */
   #table(oid: number): TableSchema | undefined {
     if (!this.open) throw malformed('a row outside of a transaction')
     if (this.#dropped) return undefined
     if (oid === this.#relationOid) return this.#schema
-    const known = this.#relations.get(oid)
-    if (known === undefined) throw malformed(`a row of table ${oid}, which was not described`)
+    let known = this.#relations.get(oid)
+    if (known === undefined) {
+      const relation = this.#passedOver.get(oid)
+      if (relation === undefined) throw malformed(`a row of table ${oid}, which was not described`)
+      known = this.#learn(relation)
+      if (known === undefined) return undefined
+    }
     if (known instanceof Failure) throw known
     this.#relationOid = oid
     this.#schema = known

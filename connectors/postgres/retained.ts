@@ -1,5 +1,5 @@
 import { Failure } from '../../src/errors.ts'
-import { tableName, type TableId, type TableSchema } from '../../src/model.ts'
+import { comparePositions, tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
 import type { StateStore } from '../../src/coordinate/state-store.ts'
 import type { Lookup, Relation } from './pgoutput.ts'
 import type { PublicationRow, PublishedRow, System } from './source-queries.ts'
@@ -10,9 +10,13 @@ export type Retained = System & {
   /** Place from which the slot kept everything, 16 hex digits. */
   readonly consistentPoint: string
   readonly publication: PublicationRow
-  /** Tables that are being added to it: there or not yet. */
+  /** Tables that are being added to it or taken out: there or not. */
   readonly adding: readonly string[]
+  /** Tables that were left out. */
+  readonly left?: readonly Left[]
 }
+/** `until`: the place from which on it is taken in again; absent: it is not. */
+export type Left = { readonly oid: number; readonly until?: Position }
 
 const key = 'source/retained'
 const identities = { default: 'd', nothing: 'n', full: 'f', index: 'i' } as const
@@ -112,12 +116,27 @@ export function checkSchema(schema: TableSchema, recorded: PublishedRow): void {
   }
 }
 
-/** Finds the schema of a table of the stream, and whether the stream sends it as it was recorded. */
-export function lookup(tables: () => readonly PublishedRow[], schemas: ReadonlyMap<string, TableSchema>): Lookup {
-  return (relation) => {
+/** What goes with tables that are not wanted any more: they, and partitioned tables that are no longer whole without them. */
+export function leaving(recorded: readonly PublishedRow[], wanted: readonly TableId[]): readonly PublishedRow[] {
+  const names = new Set(wanted.map(tableName))
+  const tables = recorded.filter((row) => row.kind === 'r' && !names.has(tableName(row)))
+  const oids = new Set(tables.map(({ oid }) => oid))
+  return [...tables, ...recorded.filter((row) => row.kind === 'p' && row.leaves.some((leaf) => oids.has(leaf)))]
+}
+
+/** Finds the schema of a table of the stream, and whether the stream sends it as it was recorded. A table that was left out is passed over, however it
+ *  looked then. */
+export function lookup(
+  record: () => Pick<Retained, 'publication' | 'left'> | undefined,
+  schemas: ReadonlyMap<string, TableSchema>,
+): Lookup {
+  return (relation, position) => {
+    const { publication, left = [] } = record() ?? { publication: { relations: [] } }
+    const gone = left.find(({ oid }) => oid === relation.oid)
+    if (gone && (gone.until === undefined || comparePositions(position, gone.until) <= 0)) return undefined
     const object = tableName(relation.table)
     const changed = (observed: string): Failure => new Failure('TABLE_CHANGED', { object, observed })
-    const recorded = tables().find((row) => row.oid === relation.oid)
+    const recorded = publication.relations.find((row) => row.oid === relation.oid)
     if (!recorded) return changed('it was not recorded: a partition or table added since')
     const schema = schemas.get(tableName(recorded))
     if (!schema) return changed('its changes arrive, but it is not among the tables of this pipeline')

@@ -1,6 +1,16 @@
 import { readFile, readdir } from 'node:fs/promises'
 import type { ClientBase } from 'pg'
-import type { Barrier, Chunk, Checkpoint, Epoch, Position, TableId, TopicPartition } from '../../src/model.ts'
+import type { Start } from '../../src/connector.ts'
+import {
+  partitionName,
+  type Barrier,
+  type Chunk,
+  type Checkpoint,
+  type Epoch,
+  type Position,
+  type TableId,
+  type TopicPartition,
+} from '../../src/model.ts'
 
 const folder = new URL('sql/', import.meta.url)
 
@@ -99,17 +109,57 @@ function split(partitions: readonly TopicPartition[]): [string[], number[]] {
   return [partitions.map(({ topic }) => topic), partitions.map(({ partition }) => partition)]
 }
 
-/** Creates those that are missing: at the start of the log, everything held. */
+/** Creates those that are missing, everything held: at the start of the log, or where `start` says. */
 export async function insertCheckpoints(
   client: ClientBase,
   pipeline: string,
   partitions: readonly TopicPartition[],
+  start?: Start,
 ): Promise<void> {
+  const offsets = new Map(start?.ends.map((end) => [partitionName(end), end.offset]))
   await client.query(
-    `insert into crossfade.checkpoint (pipeline, topic, part, hold)
-     select $1, t, p, '' from unnest($2::text[], $3::int[]) u (t, p) order by t, p on conflict do nothing`,
+    `insert into crossfade.checkpoint (pipeline, topic, part, next_offset, mark_position, mark_seq, capture_epoch, hold)
+     select $1, t, p, n, $5, $6, $7, '' from unnest($2::text[], $3::int[], $4::bigint[]) u (t, p, n) order by t, p on conflict do nothing`,
+    [
+      pipeline,
+      ...split(partitions),
+      partitions.map((at) => offsets.get(partitionName(at)) ?? 0),
+      start?.position ?? '',
+      start === undefined ? 0 : Number.MAX_SAFE_INTEGER,
+      start?.epoch ?? 0,
+    ],
+  )
+}
+
+/** A table's copy, chunks and checkpoints. */
+export async function deleteCopy(client: ClientBase, pipeline: string, table: TableId): Promise<void> {
+  const id = [pipeline, table.schema, table.name]
+  const { rows } = await client.query<{ partitions: readonly TopicPartition[] }>(
+    'delete from crossfade.copy where pipeline = $1 and table_schema = $2 and table_name = $3 returning partitions',
+    id,
+  )
+  await client.query('delete from crossfade.chunk where pipeline = $1 and table_schema = $2 and table_name = $3', id)
+  const partitions = rows.flatMap((row) => row.partitions)
+  await selectPartitions(client, pipeline, partitions, true)
+  await client.query(
+    `delete from crossfade.checkpoint
+      where pipeline = $1 and (topic, part) in (select t, p from unnest($2::text[], $3::int[]) u (t, p))`,
     [pipeline, ...split(partitions)],
   )
+}
+
+/** Of these tables those that have a copy: what is left out is none of ours. */
+export async function selectOwn(
+  client: ClientBase,
+  pipeline: string,
+  tables: readonly TableId[],
+): Promise<readonly TableId[]> {
+  const { rows } = await client.query<TableId>(
+    `select table_schema as schema, table_name as name from crossfade.copy
+      where pipeline = $1 and (table_schema, table_name) in (select s, n from unnest($2::text[], $3::text[]) u (s, n))`,
+    [pipeline, tables.map(({ schema }) => schema), tables.map(({ name }) => name)],
+  )
+  return rows
 }
 
 /** Locks the rows in partition order, then writes the claim into them; resolves to how many let it: a row of a higher generation does not. */

@@ -1,5 +1,5 @@
 import type { Client } from 'pg'
-import type { Context, Sink } from '../../src/connector.ts'
+import type { Context, Sink, Start } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import { tableName, type Checkpoint, type Epoch, type TableCopy } from '../../src/model.ts'
 import { checkOccupied, checkTarget } from './check-target.ts'
@@ -12,6 +12,7 @@ import { prepareSession, session, targetTables, type Targets } from './lane-sess
 import { selectIdentity } from './queries.ts'
 import { openReader } from './reader.ts'
 import {
+  deleteCopy,
   insertCheckpoints,
   migrate,
   selectCheckpoints,
@@ -41,8 +42,13 @@ export async function openSink(config: PostgresConfig, { pipeline, log }: Contex
       if (ddl) await applyDdl(config, ddl, phase, given)
       await control.use(given, async (client) => await targets.refresh(client))
     },
-    setCopy: async (copy, epoch, given) =>
-      await control.use(given, async (client) => await setCopy(client, pipeline, copy, epoch)),
+    setCopy: async (copy, epoch, given, start) =>
+      await control.use(given, async (client) => await setCopy(client, pipeline, copy, epoch, start)),
+    leave: async (table, given) =>
+      await control.use(
+        given,
+        async (client) => await inTransaction(client, async () => await deleteCopy(client, pipeline, table)),
+      ),
     copies: async (given) =>
       await control.use(given, async (client) => await orNone(async () => await selectCopies(client, pipeline))),
     checkpoints: async (given): Promise<readonly Checkpoint[]> =>
@@ -75,15 +81,27 @@ async function lane(
   }
 }
 
-async function setCopy(client: Client, pipeline: string, copy: TableCopy, epoch: Epoch): Promise<void> {
+async function setCopy(
+  client: Client,
+  pipeline: string,
+  copy: TableCopy,
+  epoch: Epoch,
+  start: Start | undefined,
+): Promise<void> {
   const { table, partitions, snapshot, live } = copy
-  await client.query(`begin; set local lock_timeout = '10s'`)
-  try {
+  await inTransaction(client, async () => {
     if (!(await upsertCopy(client, pipeline, table, partitions, snapshot, live, epoch)))
       throw new Failure('FENCED', { object: tableName(table), observed: `a later epoch than ${epoch} wrote its copy` })
-    await insertCheckpoints(client, pipeline, partitions)
+    await insertCheckpoints(client, pipeline, partitions, start)
     // Changes after the snapshot find the rows they change; those up to it may not, for their rows may come with the copy, or be gone.
     await updateHolds(client, pipeline, partitions, live ? undefined : snapshot, snapshot)
+  })
+}
+
+async function inTransaction(client: Client, work: () => Promise<void>): Promise<void> {
+  await client.query(`begin; set local lock_timeout = '10s'`)
+  try {
+    await work()
     await client.query('commit')
   } catch (error) {
     await client.query('rollback').catch(() => {})

@@ -153,6 +153,21 @@ export async function addToPublication(
 ): Promise<void> {
   await client.query(`alter publication ${ident(publication)} add table ${tables.map(only).join(', ')}`)
 }
+export async function takeFromPublication(
+  client: pg.ClientBase,
+  publication: string,
+  tables: readonly TableId[],
+): Promise<void> {
+  await client.query(`alter publication ${ident(publication)} drop table ${tables.map(only).join(', ')}`)
+}
+/** Of these tables those that are no more. */
+export async function selectDropped(client: pg.ClientBase, oids: readonly number[]): Promise<readonly number[]> {
+  const { rows } = await client.query<{ oid: number }>(
+    'select o::int4 as oid from unnest($1::oid[]) o where not exists (select from pg_class c where c.oid = o)',
+    [oids],
+  )
+  return rows.map(({ oid }) => oid)
+}
 export async function dropPublication(client: pg.ClientBase, publication: string): Promise<void> {
   await client.query(`drop publication if exists ${ident(publication)}`)
 }

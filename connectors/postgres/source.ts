@@ -16,11 +16,13 @@ import { openReader } from './reader.ts'
 import {
   checkPublication,
   checkSchema,
+  leaving,
   loadRetained,
   lookup,
   saveRetained,
   serves,
   withRoots,
+  type Left,
   type Retained,
 } from './retained.ts'
 import { readCatalog, tableSchema } from './schema.ts'
@@ -32,6 +34,7 @@ import {
   dropSlot,
   emitMessage,
   identifySystem,
+  selectDropped,
   selectInProgress,
   selectPublication,
   selectPublicationDigest,
@@ -41,7 +44,9 @@ import {
   selectSequenceState,
   selectServerVersion,
   selectSlot,
+  takeFromPublication,
   type PublicationRow,
+  type PublishedRow,
   type SlotRow,
   type System,
   type Transactions,
@@ -139,6 +144,7 @@ export async function openSource(
     const row = await ask(selectPublication(control, name, serverVersion), signal, publication)
     const before = await load(signal)
     if (before?.state !== 'made') return
+    await demandThere(before.publication.relations, row, signal)
     checkPublication(name, before.publication, row, new Set(before.adding))
     if (before.adding.length > 0) return
     if (row && JSON.stringify(row) !== JSON.stringify(before.publication)) {
@@ -233,21 +239,65 @@ export async function openSource(
       tables.map(({ table }) => table),
       signal,
     )
-    const expected = new Set(ids.map(tableName))
+    const unwanted = leaving(before.publication.relations, ids)
+    const out = new Set(unwanted.map(({ oid }) => oid))
+    const kept = before.publication.relations.filter(({ oid }) => !out.has(oid))
+    const left: readonly Left[] = [
+      ...(before.left ?? []).filter(({ oid }) => !out.has(oid)),
+      ...unwanted.map(({ oid }) => ({ oid })),
+    ]
     const now = await published(signal)
-    checkPublication(name, before.publication, now, expected)
-    const there = new Set(now.relations.map(tableName))
+    // Also those that a former start had no time to take out.
+    const going = now.relations.filter(({ oid }) => left.some((one) => one.oid === oid && one.until === undefined))
+    await demandThere(kept, now, signal)
+    checkPublication(name, { ...before.publication, relations: kept }, now, new Set([...ids, ...going].map(tableName)))
+    const goes = new Set(going.map(({ oid }) => oid))
+    const there = new Set(now.relations.filter(({ oid }) => !goes.has(oid)).map(tableName))
     const missing = ids.filter((table) => !there.has(tableName(table)))
-    if (missing.length > 0) {
+    const altered = missing.length + going.length > 0
+    if (altered || unwanted.length > 0) {
       // Said first: another source of this pipeline may look in between.
-      await record({ ...before, adding: missing.map(tableName) }, signal)
-      await ask(addToPublication(control, name, missing), signal, publication)
+      const publication = { ...before.publication, relations: kept }
+      await record({ ...before, publication, left, adding: [...missing, ...going].map(tableName) }, signal)
     }
-    const after = missing.length > 0 ? await published(signal) : now
+    if (going.length > 0) await ask(takeFromPublication(control, name, going), signal, publication)
+    if (missing.length > 0) await ask(addToPublication(control, name, missing), signal, publication)
+    const after = altered ? await published(signal) : now
     adopt(tables, after)
-    if (before.adding.length + missing.length > 0 || JSON.stringify(after) !== JSON.stringify(before.publication)) {
-      await record({ ...before, publication: after, adding: [] }, signal)
+    if (before.adding.length > 0 || altered || JSON.stringify(after) !== JSON.stringify(before.publication)) {
+      // Their copies are read later than this: changes up to here are passed over, whatever shape they have.
+      const until = positionOf(parseLsn((await ownSlot(signal)).insert_lsn))
+      const back = new Set(after.relations.map(({ oid }) => oid))
+      const since = left.map((one) => (one.until === undefined && back.has(one.oid) ? { ...one, until } : one))
+      await record({ ...before, publication: after, left: since, adding: [] }, signal)
     }
+  }
+
+  /** A table that is gone is said to be gone, not only to be missing from the publication. */
+  async function demandThere(
+    tables: readonly PublishedRow[],
+    now: PublicationRow | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const published = new Set(now?.relations.map(({ oid }) => oid))
+    const missing = tables.filter(({ oid }) => !published.has(oid))
+    if (missing.length === 0) return
+    const dropped = await ask(
+      selectDropped(
+        control,
+        missing.map(({ oid }) => oid),
+      ),
+      signal,
+    )
+    const gone = missing.filter(({ oid }) => dropped.includes(oid)).map(tableName)
+    if (gone.length > 0)
+      throw new Failure('TABLE_MISSING', {
+        object: gone.join(', '),
+        observed: 'dropped at the source',
+        needed: 'every table the pipeline began with',
+        effect: 'nothing more is captured',
+        next: 'To go on without it, name it under tables.exclude and start again; one made anew under its name can be taken in after that',
+      })
   }
 
   function adopt(tables: readonly TableSchema[], row: PublicationRow): void {
@@ -302,7 +352,7 @@ export async function openSource(
           serverVersion,
           after,
           confirmed,
-          lookup: lookup(() => recorded?.publication.relations ?? [], schemas),
+          lookup: lookup(() => recorded, schemas),
           ours: (origin: string) => origin.startsWith(`crossfade:${pipeline}:`),
           dir: join(context.dir, 'source'),
           onDecoded: seen.decoded,

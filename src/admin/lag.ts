@@ -15,8 +15,9 @@ type Pending = Proof & { readonly full: readonly Offset[]; readonly changed: Rea
 export interface WatermarkTrail {
   /** In the order of the control topic, repeats allowed. Ignored unless its epoch is at least the highest seen and its position rises (H14). */
   add(record: Watermark): void
-  /** The next record may not follow the last one: nothing is proved by what changed since a full vector that was not seen. */
-  restart(): void
+  /** The next record may not follow the last one: nothing is proved by what changed since a full vector that was not seen. `partitions`: all that are
+   *  captured; others are of tables that were left out, and applied no further. */
+  restart(partitions: readonly TopicPartition[]): void
   readonly latest: Proof | undefined
   /** The newest watermark that these checkpoints have reached, in all partitions it names. */
   applied(checkpoints: readonly Checkpoint[]): Proof | undefined
@@ -29,6 +30,7 @@ const most = 1024
 export function watermarkTrail(): WatermarkTrail {
   let epoch = 0
   let full: readonly Offset[] | undefined
+  let captured: ReadonlySet<string> | undefined
   let newest: Pending | undefined
   let proved: Proof | undefined
   let pending: Pending[] = []
@@ -46,11 +48,13 @@ export function watermarkTrail(): WatermarkTrail {
       if (record.epoch > epoch) full = undefined
       epoch = record.epoch
       // Also of a watermark that proves nothing new: those after it name only what changed since.
-      if (record.full) full = record.ends
+      const known = captured
+      const ends = known === undefined ? record.ends : record.ends.filter((end) => known.has(partitionName(end)))
+      if (record.full) full = ends
       if (newest !== undefined && comparePositions(record.position, newest.position) <= 0) return
       if (full === undefined) return // the vector of a delta is not known
       const { position, committedAt } = record
-      const changed = new Map(record.full ? [] : record.ends.map((end) => [partitionName(end), end.offset]))
+      const changed = new Map(record.full ? [] : ends.map((end) => [partitionName(end), end.offset]))
       newest = { position, committedAt, full, changed }
       if (pending.length > 0 && ++passedOver < stride) pending.pop()
       else passedOver = 0
@@ -59,8 +63,9 @@ export function watermarkTrail(): WatermarkTrail {
       pending = pending.filter((_, i) => i % 2 === 1 || i === pending.length - 1)
       stride *= 2
     },
-    restart() {
+    restart(partitions) {
       full = undefined
+      captured = new Set(partitions.map(partitionName))
     },
     get latest() {
       return newest

@@ -361,6 +361,50 @@ export function sinkConformance(
       }
     })
 
+    it('leaves a table out: nothing waits for it or touches it, and taken in again it begins where it is told', async () => {
+      await using target = await ready()
+      const { sink } = target
+      for (const { table } of tables) await sink.leave(table, never)
+      const copies = [items, notes].map(({ table }, i) => {
+        return { table, partitions: [i === 0 ? one : two], snapshot: position(0), live: true }
+      })
+      for (const copy of copies) await sink.setCopy(copy, 1, never)
+      const [first, a] = await target.claimed(one)
+      const [second, b] = await target.claimed(two)
+      assert.ok(a && b && copies[1])
+      const step = advance(a)
+      await first.apply(batch([group(items, 'upsert', [['1', 'a', null, null]])]), [step], never)
+      const note = { op: 'insert', schema: notes, next: ['1', 'stays'] } as const
+      await second.apply(inOrder([note]), [advance(b)], never)
+      await sink.leave(notes.table, never)
+      await sink.leave(notes.table, never)
+      assert.deepEqual(
+        (await sink.copies(never)).map(({ table }) => table),
+        [items.table],
+      )
+      assert.deepEqual(
+        (await sink.checkpoints(never)).map(({ partition }) => partition),
+        [one.partition],
+      )
+      assert.deepEqual(await second.apply(inOrder([note]), [advance(advance(b).to)], never), [two])
+      const both: Effect = { ...truncate, tables: [items.table, notes.table] }
+      const here = { ...barrier(both, 5), partitions: [one, two] }
+      const onward = advance(step.to, 1, here.mark.position)
+      assert.equal(await first.arrive(here, onward, never), 'done')
+      assert.deepEqual(await target.rows(items.table), [])
+      assert.deepEqual(await target.rows(notes.table), [['1', 'stays']])
+
+      const start = { ends: [{ ...two, offset: 7 }], position: position(8), epoch: 3 }
+      await sink.setCopy({ ...copies[1], snapshot: position(0), live: false }, 1, never, start)
+      const { offset, mark, hold, captureEpoch } = await at(sink, two)
+      assert.deepEqual([offset, mark.position, hold, captureEpoch], [7, position(8), position(0), 3])
+      const old = { ...barrier(both, 8), partitions: [one, two] }
+      const further = advance(onward.to, 1, old.mark.position)
+      assert.equal(await first.arrive(old, further, never), 'done')
+      const next = { ...barrier(both, 9), partitions: [one, two] }
+      assert.equal(await first.arrive(next, advance(further.to, 1, next.mark.position), never), 'waiting')
+    })
+
     it('does not count the arrival of a former lane', async () => {
       await using target = await ready()
       const [former, a] = await target.claimed(one)

@@ -4,7 +4,7 @@ import type { TableFilter } from '../../src/connector.ts'
 import { memoryStore } from '../../src/coordinate/state-store.ts'
 import { asFailure, type ErrorCode } from '../../src/errors.ts'
 import type { TableSchema } from '../../src/model.ts'
-import { partitionsOf, registeredTables, registerTables, startOver } from '../../src/registry.ts'
+import { leaveOut, partitionsOf, registeredTables, registerTables, startOver } from '../../src/registry.ts'
 import { chunkId, missingChunks } from '../../src/snapshot/plan.ts'
 import { memorySource } from '../support/memory-source.ts'
 import { tableOf } from './apply/rows-for-tests.ts'
@@ -65,6 +65,30 @@ test('a table that is gone, or no longer wanted, is named', async () => {
   await register([orders, items])
   await fails(register([orders]), 'TABLE_MISSING', /no longer at the source/)
   await fails(register([orders], { include: () => false }), 'TABLE_MISSING', /no longer among tables.include/)
+})
+
+test('a table that is left out is closed before it is forgotten, and taken in again with its topic and a copy of its own', async () => {
+  const { kept, register } = store()
+  const [, first] = await register([orders, items])
+  const closed: string[] = []
+  const close = async ({ name }: { readonly name: string }): Promise<void> => {
+    closed.push(name)
+    if (closed.length === 1) throw new Error('injected')
+  }
+  const without = ({ name }: { readonly name: string }): boolean => name !== 'items'
+  await assert.rejects(leaveOut(kept, without, close, signal), /injected/)
+  // Wanted again before the target had heard of it.
+  const again = await leaveOut(kept, () => true, close, signal)
+  assert.deepEqual(again, [{ ...first, left: 'closing' }])
+  assert.deepEqual(await leaveOut(kept, without, close, signal), [])
+  assert.deepEqual(closed, ['items', 'items'])
+  const names = async (): Promise<unknown> => (await registeredTables(kept, signal)).map(({ schema }) => schema)
+  assert.deepEqual(await names(), [orders])
+  assert.equal((await register([orders], { include: without })).length, 1)
+  const [, back] = await register([orders, { ...items, pinned: true }], { partitions: 100 })
+  assert.deepEqual(back?.route, { ...first?.route, pinned: true })
+  assert.equal(back?.plan.generation, 1)
+  assert.deepEqual(await names(), [{ ...items, pinned: true }, orders])
 })
 
 test('a table that was changed is named with what is different; its version alone is no change', async () => {

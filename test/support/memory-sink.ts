@@ -1,8 +1,9 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { ChunkData, Counter, Lane, Sink, TableReader } from '../../src/connector.ts'
+import type { ChunkData, Counter, Lane, Sink, Start, TableReader } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import {
+  compareMarks,
   comparePositions,
   partitionName,
   tableName,
@@ -19,7 +20,7 @@ import {
 } from '../../src/model.ts'
 import { Op, readImage, rowsOf, Tag, type Cell, type ChangeBatch, type LaneBatch, type Rows } from '../../src/rows.ts'
 
-type Call = 'apply' | 'arrive' | 'load' | 'claim' | 'setCopy'
+type Call = 'apply' | 'arrive' | 'load' | 'claim' | 'setCopy' | 'leave'
 /** `reject`: fails before anything is written. `failAfterWrite`: everything is written, the answer is lost. `hold`: waits before it writes.
  *  `holdAnswer`: writes, then waits. */
 type Fault =
@@ -33,7 +34,7 @@ type Fault =
 export interface MemorySink extends Sink {
   /** Rows of a table in key order (in order of arrival without a key), each as its cells' text; null is null. */
   rows(table: TableId): (string | null)[][]
-  /** The next `times` calls of this kind meet the fault. */
+  /** The next `times` calls of this kind meet the fault; fewer than 0: no further one meets any. */
   inject(call: Call, fault: Fault, times?: number): void
   /** Rows that the target refuses: ROW_REJECTED from the ordered replay, as a constraint would. */
   refuse(poison: ((table: TableId, row: readonly Cell[]) => boolean) | undefined): void
@@ -185,6 +186,7 @@ export function memorySink(): MemorySink {
     switch (effect.kind) {
       case 'truncate':
         for (const table of effect.tables) {
+          if (!copies.has(tableName(table))) continue
           tables.get(tableName(table))?.keyed.clear()
           tables.get(tableName(table))?.loose.splice(0)
         }
@@ -212,14 +214,14 @@ export function memorySink(): MemorySink {
     }
   }
 
-  function ensure({ topic, partition }: TopicPartition): Row {
+  function ensure({ topic, partition }: TopicPartition, start?: Start): Row {
     const name = partitionName({ topic, partition })
     const row = checkpoints.get(name) ?? {
       topic,
       partition,
-      offset: 0,
-      mark: { position: '' as Position, seq: 0 },
-      captureEpoch: 0,
+      offset: start?.ends.find((end) => partitionName(end) === name)?.offset ?? 0,
+      mark: start ? { position: start.position, seq: Number.MAX_SAFE_INTEGER } : { position: '' as Position, seq: 0 },
+      captureEpoch: start?.epoch ?? 0,
       claim: '',
       hold: '' as Position,
       loose: '' as Position,
@@ -234,7 +236,7 @@ export function memorySink(): MemorySink {
       claim: async (partitions, generation, signal) =>
         await faulty('claim', signal, () => {
           const claim = randomUUID()
-          const rows = partitions.map(ensure)
+          const rows = partitions.map((at) => ensure(at))
           if (rows.some((row) => row.generation > generation))
             throw new Failure('FENCED', { observed: `generation ${generation}` })
           for (const row of rows) checkpoints.set(partitionName(row), { ...row, claim, generation })
@@ -276,7 +278,11 @@ export function memorySink(): MemorySink {
           barriers.set(id, state)
           state.arrived.add(partitionName(to))
           if (!state.done) {
-            if (!barrier.partitions.every((partition) => state.arrived.has(partitionName(partition)))) return 'waiting'
+            const waits = (at: TopicPartition): boolean => {
+              const row = checkpoints.get(partitionName(at))
+              return row !== undefined && compareMarks(row.mark, barrier.mark) < 0
+            }
+            if (barrier.partitions.some((at) => !state.arrived.has(partitionName(at)) && waits(at))) return 'waiting'
             perform(barrier, to.hold !== undefined || comparePositions(barrier.mark.position, to.loose) <= 0)
             state.done = true
           }
@@ -354,7 +360,7 @@ export function memorySink(): MemorySink {
     rows: (table) =>
       allRows(table).map((row) => row.map((cell) => printCell(tables.get(tableName(table))?.schema, row, cell))),
     inject(call, fault, times = 1) {
-      const queue = faults.get(call) ?? []
+      const queue = times < 0 ? [] : (faults.get(call) ?? [])
       for (let i = 0; i < times; i++) queue.push(fault)
       faults.set(call, queue)
     },
@@ -366,7 +372,13 @@ export function memorySink(): MemorySink {
     async prepare(schemas) {
       for (const schema of schemas) tableOf(schema)
     },
-    setCopy: async (copy, epoch, signal) =>
+    leave: async (table, signal) =>
+      await faulty('leave', signal, () => {
+        const copy = copies.get(tableName(table))
+        for (const at of copy?.partitions ?? []) checkpoints.delete(partitionName(at))
+        copies.delete(tableName(table))
+      }),
+    setCopy: async (copy, epoch, signal, start) =>
       await faulty('setCopy', signal, () => {
         const name = tableName(copy.table)
         const known = copies.get(name)
@@ -374,7 +386,7 @@ export function memorySink(): MemorySink {
         const chunks = known && !(known.live && !copy.live) ? known.chunks : new Map()
         copies.set(name, { ...copy, epoch, chunks })
         for (const partition of copy.partitions) {
-          const row = ensure(partition)
+          const row = ensure(partition, start)
           const loose = comparePositions(row.loose, copy.snapshot) < 0 ? copy.snapshot : row.loose
           const moved = { ...row, loose, hold: copy.snapshot }
           if (copy.live) Reflect.deleteProperty(moved, 'hold')

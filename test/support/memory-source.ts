@@ -59,10 +59,16 @@ export function memorySource(tables: readonly TableSchema[], clock: () => number
   let place = 0
   let acknowledged = origin
   let retained = false
+  /** From which place on the changes of a table are kept. */
+  const kept = new Map<string, Position>()
   let holder = 0
   let cutBy: { readonly error: Error; readonly upTo: number } | undefined
 
-  const advance = (): Position => (place += 16).toString(16).padStart(16, '0') as Position
+  const here = (): Position => place.toString(16).padStart(16, '0') as Position
+  const advance = (): Position => {
+    place += 16
+    return here()
+  }
   const wake = (): void => {
     for (const each of waiting) each()
   }
@@ -134,7 +140,7 @@ export function memorySource(tables: readonly TableSchema[], clock: () => number
           return { value: event, done: false }
         }
         if (next < log.length) {
-          ready = toEvents(log.slice(next))
+          ready = toEvents(log.slice(next), kept)
           next = log.length
           continue
         }
@@ -248,7 +254,10 @@ export function memorySource(tables: readonly TableSchema[], clock: () => number
     open: () => ({
       check: async () => [],
       tables: async (filter) => tables.filter(({ table }) => filter(table)),
-      async retain() {
+      async retain(named) {
+        const names = new Set(named.map(({ table }) => tableName(table)))
+        for (const name of kept.keys()) if (!names.has(name)) kept.delete(name)
+        for (const name of names) if (!kept.has(name)) kept.set(name, retained ? here() : origin)
         if (retained) return undefined
         retained = true
         log.length = 0
@@ -275,12 +284,13 @@ export function memorySource(tables: readonly TableSchema[], clock: () => number
         wake()
       },
       health: async () => ({
-        position: place.toString(16).padStart(16, '0') as Position,
+        position: here(),
         retainedBytes: 16 * log.length,
       }),
       visible: async () => {},
       async release() {
         retained = false
+        kept.clear()
       },
       [Symbol.asyncDispose]: async () => {},
     }),
@@ -317,7 +327,7 @@ function oldImage(schema: TableSchema, old: MemoryRow): MemoryRow {
 }
 
 /** As a source sends them: everything that has arrived as one batch, cut where something is no row. */
-function toEvents(entries: readonly Entry[]): SourceEvent[] {
+function toEvents(entries: readonly Entry[], kept: ReadonlyMap<string, Position>): SourceEvent[] {
   const events: SourceEvent[] = []
   let images: (readonly Cell[])[] = []
   let ops: number[] = []
@@ -349,11 +359,19 @@ function toEvents(entries: readonly Entry[]): SourceEvent[] {
       continue
     }
     let entered = false
+    const isKept = ({ table }: TableSchema): boolean => {
+      const since = kept.get(tableName(table))
+      return since !== undefined && comparePositions(position, since) > 0
+    }
     entry.changes.forEach((change, number) => {
+      if (!(change.kind === 'truncate' ? change.tables : [change.table]).some(isKept)) {
+        entered = false
+        return
+      }
       if (change.kind === 'truncate') {
         close()
         entered = false
-        const named = change.tables.map(({ table }) => table)
+        const named = change.tables.filter(isKept).map(({ table }) => table)
         const effect = { kind: 'truncate', tables: named, cascade: false, restartCounters: false } as const
         events.push({ kind: 'effect', effect, mark: { position, seq: 4 * number }, committedAt })
         return

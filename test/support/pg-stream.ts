@@ -68,7 +68,7 @@ export async function streamBed(url: string, ddl: string): Promise<StreamBed> {
           serverVersion,
           after: origin,
           confirmed: await confirmed(slot),
-          lookup: lookup(() => row?.relations ?? [], schemas),
+          lookup: lookup(() => row && { publication: row }, schemas),
           ours: (from) => from.startsWith('crossfade:test:'),
           dir,
           ...options,

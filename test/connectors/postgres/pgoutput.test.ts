@@ -137,6 +137,32 @@ test('decodes a transaction into images, effects and messages with their marks',
   assert.equal(decoder.open, false)
 })
 
+test('H24: rows of a table that was left out are not handed on, and count; a later transaction may be of interest again', () => {
+  const [whole, part] = [bench(), bench({ lookup: ({ table }) => (table.name === 'a' ? schemas.a : undefined) })]
+  feed(whole.decoder, transaction)
+  feed(part.decoder, transaction)
+  const all = drain(whole.queue)
+  const ofF = (flat: Flat): boolean => flat.kind === 'change' && flat.table === 'public.f'
+  const wanted = all
+    .filter((flat) => !ofF(flat))
+    .map((flat) =>
+      flat.kind === 'effect' && flat.effect.kind === 'truncate'
+        ? { ...flat, effect: { ...flat.effect, tables: [schemas.a.table] } }
+        : flat,
+    )
+  assert.ok(wanted.length > 2 && wanted.length < all.length)
+  assert.deepEqual(drain(part.queue), wanted)
+
+  let until = place as Position
+  const later = bench({ lookup: (_, position) => (position <= until ? undefined : schemas.a) })
+  feed(later.decoder, transaction)
+  assert.ok(drain(later.queue).every(({ kind }) => kind === 'message'))
+  until = origin
+  later.decoder.begin({ xid: 9, position: place as Position, committedAt: 0 })
+  feed(later.decoder, [real.insert])
+  assert.equal(drain(later.queue).length, 1)
+})
+
 test('reads the frames of transactions in progress, and their messages behind their number', () => {
   assert.equal(readStreamStart(Buffer.from(real.streamStart, 'hex')), 757)
   assert.deepEqual(readStreamAbort(Buffer.from(real.streamAbort, 'hex')), { xid: 757, part: 758 })

@@ -72,11 +72,20 @@ test('a full vector counts also where its own position proves nothing new', () =
 test('after records were missed, what changed since an unknown vector proves nothing', () => {
   const trail = watermarkTrail()
   trail.add(mark(5, true, ends(10, 20)))
-  trail.restart() // and a full vector with (10, 40) is missed
+  trail.restart(ends(10, 20)) // and a full vector with (10, 40) is missed
   trail.add(mark(7, false, ends(11)))
   assert.equal(trail.applied(checkpoints(11, 20))?.position, positionOf(5))
   trail.add(mark(8, true, ends(11, 40)))
   assert.equal(trail.applied(checkpoints(11, 40))?.position, positionOf(8))
+})
+
+test('watermarks of before a table was left out are applied without it', () => {
+  const trail = watermarkTrail()
+  trail.restart(ends(0))
+  for (let n = 1; n < 200; n++) trail.add(mark(n, n % 60 === 1, ends(n, 100 + n)))
+  assert.equal(trail.applied(checkpoints(150))?.position, positionOf(150))
+  trail.add(mark(200, true, ends(200), 2))
+  assert.equal(trail.applied(checkpoints(200))?.position, positionOf(200))
 })
 
 test('partitions stand at a position by their mark, or by a watermark at or after it', () => {
