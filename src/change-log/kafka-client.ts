@@ -152,12 +152,19 @@ function wireOf(broker: InnerBroker): Wire {
 function connectionFailure(error: unknown, broker: string): Failure {
   const text = error instanceof Error ? error.message : String(error)
   const refused = error instanceof Error && error.name === 'KafkaJSSASLAuthenticationError'
-  return new Failure(refused ? 'NO_RIGHTS' : 'SERVER_UNREACHABLE', {
+  const unproved = notProved.test(text)
+  return new Failure(refused || unproved ? 'NO_RIGHTS' : 'SERVER_UNREACHABLE', {
     object: `Kafka broker ${broker}`,
     observed: text,
+    ...(unproved && {
+      next: 'The TLS connection failed before any login was sent: set log.ssl.ca to the authority of the brokers’ certificates, and name the brokers as the certificates do',
+    }),
     cause: error,
   })
 }
+
+/** What the TLS layer says when it cannot tell that the server is the right one, or that it speaks TLS at all. */
+const notProved = /certificate|self.signed|altnames|SSL routines/i
 
 async function within<T>(work: Promise<T>, ms: number): Promise<T> {
   let timer: NodeJS.Timeout | undefined

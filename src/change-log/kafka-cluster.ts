@@ -19,6 +19,8 @@ export interface KafkaCluster {
 }
 
 const metadataTimeout = 10_000
+/** How long one broker may think about what another may know. */
+const patienceOfOne = 2_000
 /** Older knowledge is asked for again, so that a topic made anew is noticed. */
 const metadataAge = 10_000
 /** How long a topic may be unknown to the brokers: they learn of topics at different moments, also after a restart. */
@@ -79,18 +81,24 @@ export function kafkaCluster(address: KafkaAddress, ids: Map<string, string> = n
     return [...new Map(ordered.map((each) => [each.join(':'), each])).values()]
   }
 
+  /** The first answer of any. A broker that is frozen says nothing: the next is asked beside it, and who leads now is known before it is given up. */
   async function ask(topics: readonly string[], signal: AbortSignal): Promise<Metadata> {
     let last: Failure | undefined
+    const answer = Promise.withResolvers<Metadata>()
+    const attempts: Promise<void>[] = []
     for (const [host, port] of candidates()) {
-      try {
-        const answer = await abortable(exchange(host, port, metadataRequest(topics), metadataTimeout), signal)
-        return metadataAnswer(answer)
-      } catch (error) {
-        signal.throwIfAborted()
-        if (error instanceof Failure && error.code === 'NO_RIGHTS') throw error
-        last = error instanceof Failure ? error : unreachable(`${host}:${port}`, error)
-      }
+      const attempt = exchange(host, port, metadataRequest(topics), metadataTimeout)
+        .then(metadataAnswer)
+        .then(answer.resolve, (error: unknown) => {
+          if (error instanceof Failure && error.code === 'NO_RIGHTS') answer.reject(error)
+          last = error instanceof Failure ? error : unreachable(`${host}:${port}`, error)
+        })
+      attempts.push(attempt)
+      const found = await abortable(Promise.race([answer.promise, soon(attempt)]), signal)
+      if (found !== undefined) return found
     }
+    const found = await abortable(Promise.race([answer.promise, Promise.all(attempts)]), signal)
+    if (!Array.isArray(found)) return found
     throw new Failure('SERVER_UNREACHABLE', {
       object: `Kafka at ${address.brokers.join(', ')}`,
       observed: last?.facts.observed ?? 'no broker is named',
@@ -162,6 +170,16 @@ export function kafkaCluster(address: KafkaAddress, ids: Map<string, string> = n
       wires.clear()
     },
   }
+}
+
+/** Resolves when `work` has ended, and after a while in any case. */
+async function soon(work: Promise<void>): Promise<undefined> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<void>((resolve) => {
+    timer = setTimeout(resolve, patienceOfOne)
+  })
+  await Promise.race([work, late])
+  clearTimeout(timer)
 }
 
 function unreachable(broker: string, error: unknown): Failure {

@@ -48,6 +48,8 @@ const complainAfter = 10_000
 export function kafkaProducer(cluster: KafkaCluster, log: Logger): KafkaProducer {
   let producer: Producer | undefined
   let appending = false
+  /** Why a leader did not take a batch, of the last sending. */
+  let refusal: string | undefined
   const sequences = new Map<string, number>()
   /** The end each partition had when last known; never above the true one unless the log lost records. */
   const ends = new Map<string, number>()
@@ -133,6 +135,7 @@ export function kafkaProducer(cluster: KafkaCluster, log: Logger): KafkaProducer
   async function send(jobs: readonly Job[], signal: AbortSignal): Promise<'done' | 'again' | 'renew'> {
     let outcome: 'done' | 'again' | 'renew' = 'done'
     let failure: Error | undefined
+    refusal = undefined
     const again = (): void => {
       if (outcome === 'done') outcome = 'again'
     }
@@ -153,8 +156,12 @@ export function kafkaProducer(cluster: KafkaCluster, log: Logger): KafkaProducer
         error === KafkaError.fenced
       ) {
         outcome = 'renew'
-      } else if (passes(error)) again()
-      else throw unexpected(error, `topic ${job.at.topic}, partition ${job.at.partition}`)
+      } else if (passes(error)) {
+        const few = error === KafkaError.fewReplicas || error === KafkaError.fewReplicasAfter
+        const why = few ? 'too few replicas are in sync: start the brokers that are down' : `Kafka error ${error}`
+        refusal = `topic ${job.at.topic}, partition ${job.at.partition}: ${why}`
+        again()
+      } else throw unexpected(error, `topic ${job.at.topic}, partition ${job.at.partition}`)
     }
     const ask = async (leader: number, some: readonly Job[]): Promise<void> => {
       const parts = some.flatMap((job) => job.parts.slice(0, 1))
@@ -226,7 +233,7 @@ export function kafkaProducer(cluster: KafkaCluster, log: Logger): KafkaProducer
       }
       if (performance.now() - complained > complainAfter) {
         complained = performance.now()
-        const observed = problem instanceof Failure ? problem.message : 'a leader does not take the batch'
+        const observed = problem instanceof Failure ? problem.message : (refusal ?? 'there is no leader, or no answer')
         log.warn({ observed, partitions: left.length }, 'the change log does not take our records yet; trying on')
       }
       await sleep(wait, undefined, { signal })

@@ -272,6 +272,8 @@ export const KafkaError = {
   unknownTopic: 3,
   tooLarge: 10,
   batchTooLarge: 18,
+  fewReplicas: 19,
+  fewReplicasAfter: 20,
   topicRights: 29,
   clusterRights: 31,
   sequence: 45,
