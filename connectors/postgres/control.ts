@@ -17,8 +17,13 @@ export function controlConnection(connect: (signal: AbortSignal) => Promise<Clie
     fresh.on('end', () => {
       if (client === fresh) client = undefined
     })
-    const { rows } = await fresh.query<{ commit: string }>(`select current_setting('synchronous_commit') as commit`)
-    if (rows[0]?.commit === 'off') await fresh.query('set synchronous_commit = on')
+    try {
+      const { rows } = await fresh.query<{ commit: string }>(`select current_setting('synchronous_commit') as commit`)
+      if (rows[0]?.commit === 'off') await fresh.query('set synchronous_commit = on')
+    } catch (error) {
+      await close(fresh)
+      throw mapError(error)
+    }
     if (closed) await close(fresh)
     return fresh
   }

@@ -7,11 +7,14 @@ import { hasEnded, hostAndPid, thisProcess } from '../process-identity.ts'
 /** The right to write in a directory. `epoch`: higher for each holder. */
 export interface DirectoryLock {
   readonly epoch: Epoch
+  /** LOG_DAMAGED if the directory, or our place in it, was taken away: what is written now would be found by nobody (H29). Looks about once a second. */
+  demand(): Promise<void>
   release(): Promise<void>
 }
 
 const pattern = /^holder-(\d+)$/
 const released = 'released'
+const lookEvery = 1000
 
 /**
  * Takes a directory for this process. Holders are numbered files: the highest number holds, and only one process can make the next one, which it does
@@ -46,8 +49,21 @@ export async function lockDirectory(dir: string): Promise<DirectoryLock> {
       const number = Number(pattern.exec(name)?.[1] ?? epoch)
       if (number < epoch) await unlink(join(dir, name)).catch(() => {})
     }
+    let looked = performance.now()
     return {
       epoch,
+      async demand() {
+        if (performance.now() - looked < lookEvery) return
+        if ((await highest(dir).catch(() => 0)) !== epoch) {
+          throw new Failure('LOG_DAMAGED', {
+            object: `change log in ${dir}`,
+            observed: 'it was removed, or another process has taken it over, while this one had it open',
+            effect: 'nothing more is published',
+            next: 'If it can be brought back, do so and run again; else copy again under another pipeline name',
+          })
+        }
+        looked = performance.now()
+      },
       async release() {
         const note = `${path}.${released}`
         await writeFile(note, released)

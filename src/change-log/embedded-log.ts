@@ -16,6 +16,10 @@ type Core = {
   readonly news: Arrivals
   readonly topics: Map<string, Promise<Required<Topic> | undefined>>
   readonly partitions: Map<string, Promise<EmbeddedPartition>>
+  /** Of topics that were opened: what goes in time. */
+  readonly cleanups: Map<string, Topic['cleanup']>
+  /** When it last went, in ms. */
+  swept: number
   /** Appends of all logs, one after the other. */
   turn: Promise<unknown>
   users: number
@@ -24,8 +28,9 @@ type Core = {
 
 const pullBytes = 4 * 1024 * 1024
 const partitionBytes = 1024 * 1024
-/** As in Kafka by default: what is older is removed, by whole segments, when the log is opened. */
+/** As in Kafka by default: what is older is removed, by whole segments, when the log is opened and now and then. */
 const retentionMs = 7 * 24 * 3600 * 1000
+const sweepEvery = 600_000
 const cores = new Map<string, Promise<Core>>()
 
 /**
@@ -34,8 +39,10 @@ const cores = new Map<string, Promise<Core>>()
  */
 export async function openEmbeddedLog(dir: string, signal: AbortSignal): Promise<ChangeLog> {
   signal.throwIfAborted()
-  await mkdir(dir, { recursive: true })
-  const key = await realpath(dir)
+  const key = await asked(dir, async () => {
+    await mkdir(dir, { recursive: true })
+    return await realpath(dir)
+  })
   for (;;) {
     const opening = cores.get(key) ?? openCore(key)
     cores.set(key, opening)
@@ -53,13 +60,15 @@ export async function openEmbeddedLog(dir: string, signal: AbortSignal): Promise
 }
 
 async function openCore(dir: string): Promise<Core> {
-  const lock = await lockDirectory(dir)
+  const lock = await asked(dir, async () => await lockDirectory(dir))
   return {
     dir,
     lock,
     news: arrivals(),
     topics: new Map(),
     partitions: new Map(),
+    cleanups: new Map(),
+    swept: performance.now(),
     turn: Promise.resolve(),
     users: 0,
     broken: undefined,
@@ -99,28 +108,29 @@ function logOf(core: Core, key: string): ChangeLog {
   }
 
   return {
-    async open(topics, signal) {
-      check(signal)
-      for (const topic of topics) {
-        const there = (await topicOf(core, topic.name)) ?? (await makeTopic(core, topic))
-        const { id = there.id } = topic
-        // By age or by size is decided at each opening.
-        const otherCleanup = (there.cleanup === 'compact') !== (topic.cleanup === 'compact')
-        if (there.partitions !== topic.partitions || otherCleanup || there.id !== id) {
-          throw new Failure('TOPIC_MISMATCH', {
-            object: `topic ${topic.name} in ${core.dir}`,
-            observed: `${there.partitions} partitions, ${there.cleanup}, id ${there.id}`,
-            needed: `${topic.partitions} partitions, ${topic.cleanup}, id ${id}`,
-            next: 'Delete the directory of the log, or change the pipeline name',
-          })
+    open: async (topics, signal) =>
+      await asked(core.dir, async () => {
+        check(signal)
+        for (const topic of topics) {
+          const there = (await topicOf(core, topic.name)) ?? (await makeTopic(core, topic))
+          const { id = there.id } = topic
+          // By age or by size is decided at each opening.
+          const otherCleanup = (there.cleanup === 'compact') !== (topic.cleanup === 'compact')
+          if (there.partitions !== topic.partitions || otherCleanup || there.id !== id) {
+            throw new Failure('TOPIC_MISMATCH', {
+              object: `topic ${topic.name} in ${core.dir}`,
+              observed: `${there.partitions} partitions, ${there.cleanup}, id ${there.id}`,
+              needed: `${topic.partitions} partitions, ${topic.cleanup}, id ${id}`,
+              next: 'Delete the directory of the log, or change the pipeline name',
+            })
+          }
+          for (let partition = 0; partition < topic.partitions; partition++) {
+            const opened = await partitionOf(core, { topic: topic.name, partition })
+            core.cleanups.set(topic.name, topic.cleanup)
+            await forgetOld(opened, topic.cleanup)
+          }
         }
-        for (let partition = 0; partition < topic.partitions; partition++) {
-          const opened = await partitionOf(core, { topic: topic.name, partition })
-          if (topic.cleanup === 'delete') await opened.forget(Date.now() - retentionMs, 0)
-          if (topic.cleanup === 'size') await opened.forget(Infinity, keptBytes)
-        }
-      }
-    },
+      }),
     async topicIds(names, signal) {
       check(signal)
       const ids = new Map<string, string>()
@@ -150,13 +160,16 @@ function logOf(core: Core, key: string): ChangeLog {
     },
     async fetch(from, maxWait, signal) {
       check(signal)
-      if (from.length > 0) return fetch(from, maxWait, signal)
+      if (from.length > 0) return await asked(core.dir, async () => await fetch(from, maxWait, signal))
       await sleep(maxWait, undefined, { signal })
       return []
     },
     async ends(partitions, signal) {
       check(signal)
-      const opened = await Promise.all(partitions.map((at) => partitionOf(core, at)))
+      const opened = await asked(
+        core.dir,
+        async () => await Promise.all(partitions.map(async (at) => await partitionOf(core, at))),
+      )
       return partitions.map(({ topic, partition }, i) => ({ topic, partition, offset: opened[i]?.end ?? 0 }))
     },
     async lows(partitions, signal) {
@@ -184,12 +197,15 @@ async function closeCore(core: Core, key: string): Promise<void> {
       () => {},
     )
   }
-  if (mine) await core.lock.release()
+  if (mine) await core.lock.release().catch(() => {}) // that our process has ended says it too
 }
 
 /** Writes and syncs all, then shows all: in memory a round counts whole or not at all. */
 async function appendRound(core: Core, key: string, round: readonly EncodedBatch[]): Promise<readonly Offset[]> {
-  const partitions = await Promise.all(round.map((at) => partitionOf(core, at)))
+  const partitions = await asked(core.dir, async () => {
+    await core.lock.demand()
+    return await Promise.all(round.map(async (at) => await partitionOf(core, at)))
+  })
   const results = await Promise.allSettled(partitions.map(async (partition, i) => partition.write(batchAt(round, i))))
   const failed = results.find((result) => result.status === 'rejected')
   if (failed !== undefined) {
@@ -198,7 +214,19 @@ async function appendRound(core: Core, key: string, round: readonly EncodedBatch
   }
   for (const result of results) if (result.status === 'fulfilled') result.value.commit()
   core.news.announce()
+  if (performance.now() - core.swept > sweepEvery) {
+    core.swept = performance.now()
+    for (const [name, opening] of core.partitions) {
+      // What cannot be removed now is tried again the next time.
+      await forgetOld(await opening, core.cleanups.get(name.slice(0, name.lastIndexOf('/')))).catch(() => {})
+    }
+  }
   return round.map(({ topic, partition }, i) => ({ topic, partition, offset: partitions[i]?.end ?? 0 }))
+}
+
+async function forgetOld(partition: EmbeddedPartition, cleanup: Topic['cleanup'] | undefined): Promise<void> {
+  if (cleanup === 'delete') await partition.forget(Date.now() - retentionMs, 0)
+  if (cleanup === 'size') await partition.forget(Infinity, keptBytes)
 }
 
 function batchAt(round: readonly EncodedBatch[], i: number): EncodedBatch {
@@ -210,17 +238,7 @@ function batchAt(round: readonly EncodedBatch[], i: number): EncodedBatch {
 async function asLogFailure(core: Core, key: string, error: unknown): Promise<Failure> {
   if (error instanceof Failure) return error
   const cause = error instanceof SyncError ? error.cause : error
-  const code = errorCode(cause)
-  const observed = cause instanceof Error ? cause.message : String(cause)
-  const object = `change log in ${core.dir}`
-  const full = code === 'ENOSPC' || code === 'EDQUOT' || code === 'EFBIG'
-  const failure = new Failure(full ? 'LOG_FULL' : 'LOG_DAMAGED', {
-    object,
-    observed,
-    effect: 'nothing of this round counts as published',
-    ...(full ? {} : { next: 'Look at the disk; crossfade opens the log again and checks it' }),
-    cause: error,
-  })
+  const failure = diskFailure(core.dir, cause, 'nothing of this round counts as published')
   if (error instanceof SyncError && core.broken === undefined) {
     // What is on the disk is found out by reading it again: the next opening does, under a new epoch.
     core.broken = failure
@@ -228,6 +246,46 @@ async function asLogFailure(core: Core, key: string, error: unknown): Promise<Fa
     await core.lock.release().catch(() => {})
   }
   return failure
+}
+
+/** What the system refuses in a directory, in our words. */
+async function asked<T>(dir: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work()
+  } catch (error) {
+    // An abort and a defect of ours have no code of the system.
+    throw error instanceof Failure || !/^E[A-Z0-9]+$/.test(errorCode(error) ?? '') ? error : diskFailure(dir, error)
+  }
+}
+
+function diskFailure(dir: string, error: unknown, effect?: string): Failure {
+  const facts = {
+    object: `change log in ${dir}`,
+    observed: error instanceof Error ? error.message : String(error),
+    ...(effect !== undefined && { effect }),
+    cause: error,
+  }
+  switch (errorCode(error)) {
+    case 'ENOSPC':
+    case 'EDQUOT':
+    case 'EFBIG':
+      return new Failure('LOG_FULL', facts)
+    case 'EACCES':
+    case 'EPERM':
+    case 'EROFS':
+      return new Failure('NO_RIGHTS', {
+        ...facts,
+        next: 'Let this user write there, or name another folder in log.dir',
+      })
+    case 'ENOTDIR':
+    case 'EEXIST':
+      return new Failure('CONFIG_INVALID', { ...facts, next: 'Name a folder in log.dir' })
+    default:
+      return new Failure('LOG_DAMAGED', {
+        ...facts,
+        next: 'Look at the disk; the next start opens the log and checks it',
+      })
+  }
 }
 
 function partitionOf(core: Core, at: TopicPartition): Promise<EmbeddedPartition> {

@@ -22,6 +22,7 @@ export interface EmbeddedPartition {
 }
 
 const segmentBytes = 256 * 1024 * 1024
+const lookEvery = 1000
 
 /** Reads what is there: the newest segment with a whole header, and from it backwards those named as predecessors. */
 export async function openPartition(dir: string, at: TopicPartition, epoch: Epoch): Promise<EmbeddedPartition> {
@@ -35,6 +36,7 @@ export async function openPartition(dir: string, at: TopicPartition, epoch: Epoc
     for (const segment of segments) await segment.file.close()
     throw error
   }
+  const gone: Segment[] = []
   let current: Segment | undefined
   let parts = 0
   const endOf = (): number => segments.at(-1)?.end ?? 0
@@ -52,6 +54,14 @@ export async function openPartition(dir: string, at: TopicPartition, epoch: Epoc
     return made
   }
 
+  let looked = performance.now()
+  /** A file that was removed takes all that is written to it, for nobody. */
+  async function demandThere(segment: Segment): Promise<void> {
+    if (performance.now() - looked < lookEvery) return
+    if ((await segment.file.stat()).nlink === 0) throw damaged(at, segment.end, `${segment.path} was removed`)
+    looked = performance.now()
+  }
+
   return {
     get low() {
       return segments[0]?.base ?? 0
@@ -61,6 +71,7 @@ export async function openPartition(dir: string, at: TopicPartition, epoch: Epoc
     },
     async write(batch) {
       const segment = await writable()
+      await demandThere(segment)
       const bytes = asBuffer(batch.bytes)
       writeOffset(bytes, segment.end, 0)
       stamp(batch, -1n, -1, -1)
@@ -107,20 +118,21 @@ export async function openPartition(dir: string, at: TopicPartition, epoch: Epoc
       }
     },
     async forget(time, bytes) {
+      for (const segment of gone.splice(0)) await segment.file.close()
       for (;;) {
         const [first, ...rest] = segments
         if (first === undefined || rest.length === 0) return
         if (rest.reduce((sum, segment) => sum + segment.bytes, 0) < bytes) return
         if ((await stat(first.path)).mtimeMs >= time) return
         segments.shift()
-        await first.file.close()
+        gone.push(first) // a reading may be under way
         await unlink(first.path).catch((error: unknown) => {
           if (errorCode(error) !== 'ENOENT') throw error
         })
       }
     },
     async close() {
-      for (const segment of segments) await segment.file.close()
+      for (const segment of [...segments, ...gone]) await segment.file.close()
     },
   }
 }

@@ -1,7 +1,19 @@
 import assert from 'node:assert/strict'
 import { spawn, type ChildProcessByStdio } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtemp, readdir, readFile, rm, stat, truncate, utimes, writeFile, appendFile } from 'node:fs/promises'
+import {
+  chmod,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  truncate,
+  utimes,
+  writeFile,
+  appendFile,
+} from 'node:fs/promises'
 import type { Readable } from 'node:stream'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -168,14 +180,18 @@ test('opened twice in one process it is one log', async () => {
 })
 
 /** Runs `body` in a process of its own; what it prints goes to `onText`. */
-function inProcess(dir: string, body: string, before = ''): ChildProcessByStdio<null, Readable, null> {
+function inProcess(dir: string, body: string, before = '', first = ''): ChildProcessByStdio<null, Readable, null> {
   const from = (path: string): string => JSON.stringify(fileURLToPath(new URL(path, import.meta.url)))
   const script = `
     const { openEmbeddedLog } = await import(${from('../../../src/change-log/embedded-log.ts')})
     const { batchOf } = await import(${from('../../conformance/change-log.ts')})
     const signal = new AbortController().signal
     const at = { topic: 't', partition: 0 }
-    const log = await openEmbeddedLog(${JSON.stringify(dir)}, signal)
+    ${first}
+    const log = await openEmbeddedLog(${JSON.stringify(dir)}, signal).catch((error) => {
+      console.log(error.code, JSON.stringify(error.facts))
+      process.exit()
+    })
     await log.open([${JSON.stringify(topic)}], signal)
     ${body}`
   return spawn('bash', ['-c', `${before} exec "$0" --input-type=module-typescript -e "$1"`, process.execPath, script], {
@@ -235,4 +251,43 @@ test('without space the round is refused and nothing is lost; with space it goes
   const kept = await readAll(log, at)
   assert.equal(kept.length, done + 1)
   assert.equal(kept.at(-1), 'small')
+})
+
+test('H29: a log that is taken away from under its holder is noticed, not written on', async () => {
+  for (const [what, taken] of [
+    ['all of it', (dir: string) => rm(dir, { recursive: true })],
+    ['a topic', (dir: string) => rm(join(dir, 'topics'), { recursive: true })],
+    ['its lock', (dir: string) => rename(join(dir, 'holder-1'), join(dir, 'holder-2'))],
+  ] as const) {
+    const { dir, open } = await fresh('taken')
+    await using log = await open()
+    await put(log, 'a')
+    await taken(dir)
+    await assert.rejects(
+      async () => {
+        const deadline = performance.now() + 10_000
+        while (performance.now() < deadline) await put(log, 'b')
+      },
+      code('LOG_DAMAGED'),
+      what,
+    )
+  }
+})
+
+test('what cannot be a folder, or not be written to, is told with what to do', async () => {
+  const file = join(root, 'a-file')
+  await writeFile(file, '')
+  await assert.rejects(openEmbeddedLog(join(file, 'log'), never), code('CONFIG_INVALID'))
+  const { dir, open } = await fresh('rights')
+  await (await open())[Symbol.asyncDispose]()
+  // Root may write anywhere: somebody else is asked. What the child needs is loaded before it becomes one.
+  await chmod(root, 0o755)
+  await chmod(dir, 0o555)
+  const child = inProcess(dir, '', '', `process.getuid() === 0 && process.setuid(65534)`)
+  let printed = ''
+  child.stdout.setEncoding('utf8').on('data', (text: string) => (printed += text))
+  await once(child, 'close')
+  await chmod(dir, 0o755)
+  assert.match(printed, /^NO_RIGHTS /)
+  assert.match(printed, /log\.dir/)
 })
