@@ -55,8 +55,10 @@ apply: { lanes: 3, batchRows: 500 }
 
 /** A pipeline's name that no other test has. */
 export function uniqueName(start: string): string {
-  return `${start}_${process.pid.toString(36)}${Math.floor(performance.now()).toString(36)}`.slice(0, 31)
+  const moment = Math.floor(performance.timeOrigin + performance.now()) % 36 ** 5
+  return `${start}_${process.pid.toString(36)}${moment.toString(36)}${(names++).toString(36)}`.slice(0, 31)
 }
+let names = 0
 
 /** The `log:` of a configuration file. */
 export async function logConfig(log: 'kafka' | 'embedded', partitions = 4): Promise<string> {
