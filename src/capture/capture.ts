@@ -117,13 +117,13 @@ export async function readTail(log: ChangeLog, pipeline: string, signal: AbortSi
 }
 
 /** H23: a log that ends before a place it is known to have reached has lost what stood there, and what is appended now would take its place. Asked
- *  before the first append of a capture. `reached`: by watermarks and by what is applied. LOG_GAP. */
+ *  before the first append of a capture. `reached`: by watermarks and by what is applied. LOG_DAMAGED. */
 export function demandEnds(ends: readonly Offset[], reached: readonly Offset[]): void {
   const found = new Map(ends.map((end) => [partitionName(end), end.offset]))
   for (const { topic, partition, offset } of reached) {
     const end = found.get(partitionName({ topic, partition }))
     if (end === undefined || end >= offset) continue
-    throw new Failure('LOG_GAP', {
+    throw new Failure('LOG_DAMAGED', {
       object: `topic ${topic}, partition ${partition}`,
       observed: `it ends at offset ${end}, and reached to ${offset} before`,
       needed: 'every record that was acknowledged',

@@ -73,7 +73,7 @@ describe('the embedded log of a pipeline', { ...needs('pg'), concurrency: 2, tim
     truncateSync(segment(pipeline), Math.floor(statSync(segment(pipeline)).size / 2))
     await insert(pipeline, 1001, 1100)
     const began = performance.now()
-    assertRefusal(await pipeline.refused(), 'LOG_GAP', 1)
+    assertRefusal(await pipeline.refused(), 'LOG_DAMAGED', 1)
     say(t, 'half of the newest file gone after SIGKILL', began)
     assert.deepEqual(await sql(pipeline.target, 'select count(*)::int as n from thing'), [{ n: 1000 }])
   })

@@ -173,11 +173,11 @@ describe('a broker that comes back with older data', { ...needs('pg', 'kafka'), 
       if (running) {
         const end = await Promise.race([worker.ended, sleep(90_000)])
         assert.equal(end?.code, 1, worker.output())
-        assert.match(end?.stderr ?? '', /✗ LOG_GAP /)
+        assert.match(end?.stderr ?? '', /✗ (LOG_GAP|LOG_DAMAGED) /)
       }
       const refusal = await pipeline.refused()
       told(t, `the tail of a topic lost ${how}`, began)
-      assertRefusal(refusal, 'LOG_GAP', 1)
+      assertRefusal(refusal, 'LOG_DAMAGED', 1)
       const found = await sql(target, 'select count(*)::int as n, max(id) as last from thing')
       assert.equal(found[0]?.['n'], found[0]?.['last'], JSON.stringify(found))
     })

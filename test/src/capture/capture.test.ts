@@ -190,6 +190,6 @@ test('H23: a log that ends before a place it reached is not appended to', async 
         ],
         ends,
       ),
-    { code: 'LOG_GAP' },
+    { code: 'LOG_DAMAGED' },
   )
 })
