@@ -129,7 +129,7 @@ export const codes: Readonly<Record<ErrorCode, Code>> = {
   ),
   RECORD_TOO_LARGE: operator(
     'One record is larger than the log accepts',
-    'Raise max.message.bytes of the topic and message.max.bytes of the broker',
+    'Raise log.maxMessageBytes and start again: the pipeline goes on from there',
   ),
   LOG_DAMAGED: stop(
     'What the change log holds cannot be read, or is not what was written to it',

@@ -59,12 +59,13 @@ export async function checkPipeline(
   await ask('log', async () => {
     // The embedded log belongs to the process that runs; opening it here could only be in its way.
     if (config.log.type === 'embedded') return []
-    await using _ = await parts.changeLog(signal)
+    await using changeLog = await parts.changeLog(signal)
     const estimated = tables.map((schema) => ({ schema, estimatedRows: Number.MAX_SAFE_INTEGER }))
     const planned = routes(config.name, estimated, config.log.partitions)
     return [
       partitionBudget(planned, config.log.brokers.length, config.log.replication),
       durability(config.log.replication),
+      ...((await changeLog.check?.(signal)) ?? []),
     ]
   })
   return findings

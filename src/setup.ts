@@ -34,7 +34,12 @@ export async function setUp(
   const identity = await source.identity?.(signal)
   for (const { id, level, observed, needed } of sourceFindings)
     if (level === 'unknown') parts.log.warn({ id, observed, needed }, 'could not be checked')
-  blockUnless([...sourceFindings, ...(begun ? [] : await checkTarget(sink, found, config.mode, identity, signal))])
+  const logFindings = (await changeLog.check?.(signal)) ?? []
+  blockUnless([
+    ...sourceFindings,
+    ...logFindings,
+    ...(begun ? [] : await checkTarget(sink, found, config.mode, identity, signal)),
+  ])
   if (found.length === 0) {
     throw new Failure('TABLE_MISSING', {
       object: config.tables.include.join(', '),

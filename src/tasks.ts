@@ -71,7 +71,7 @@ export async function captureTask(run: Run, signal: AbortSignal): Promise<void> 
     partitions,
     ends,
     clock: () => performance.now(),
-    limits: { roundBytes, batchBytes },
+    limits: { roundBytes, batchBytes, messageBytes: parts.config.log.maxMessageBytes },
     compress: parts.config.log.type === 'kafka',
   })
   const after = tail.watermark?.position ?? run.start

@@ -1,5 +1,6 @@
 import type { EncodedBatch } from '../change-log/change-log.ts'
-import { batchBuilder, release, type BatchBuilder } from '../change-log/record-batch.ts'
+import { batchMargin, defaultMessageBytes, largestDecompressed } from '../change-log/batch-layout.ts'
+import { batchBuilder, release, tooLarge, type BatchBuilder } from '../change-log/record-batch.ts'
 import { partitionName, type TopicPartition } from '../model.ts'
 
 /** Open record batches of many partitions, and the rounds they go out in: at most one batch of a partition in a round, in the order they were filled. */
@@ -42,7 +43,12 @@ type Open = {
 /** Framing of a record beside key and value, at most. */
 const recordOverhead = 40
 
-export function createOutbox(limits: { readonly batchBytes: number }, compress: boolean): Outbox {
+/** `batchBytes`: of a batch of several records. `messageBytes`: the largest batch the log takes. */
+export function createOutbox(
+  { batchBytes, messageBytes = defaultMessageBytes }: { readonly batchBytes: number; readonly messageBytes?: number },
+  compress: boolean,
+): Outbox {
+  const largestRecord = largestDecompressed(messageBytes) - batchMargin
   const slots = new Map<string, number>()
   const all: Open[] = []
   /** Those with records. */
@@ -59,7 +65,7 @@ export function createOutbox(limits: { readonly batchBytes: number }, compress: 
     const name = partitionName(at)
     const known = slots.get(name)
     if (known !== undefined) return known
-    all.push({ at, builder: batchBuilder({ compress }), round: 0, size: 0, listed: false })
+    all.push({ at, builder: batchBuilder({ compress, messageBytes }), round: 0, size: 0, listed: false })
     slots.set(name, all.length - 1)
     return all.length - 1
   }
@@ -80,7 +86,8 @@ export function createOutbox(limits: { readonly batchBytes: number }, compress: 
   }
   /** Before a record of about `more` bytes goes in: a batch is over the bound only if it is a single record. */
   const prepare = (into: Open, more: number): void => {
-    if (into.listed && into.size + more > limits.batchBytes) cutBatch(into)
+    if (more > largestRecord) throw tooLarge(into.at.topic, more, largestRecord)
+    if (into.listed && into.size + more > batchBytes) cutBatch(into)
     if (into.listed) return
     into.listed = true
     if (into.round < next) into.round = next

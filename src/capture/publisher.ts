@@ -51,7 +51,7 @@ export type PublisherOptions = {
   readonly ends: readonly Offset[]
   /** Milliseconds, monotonic. */
   readonly clock: () => number
-  readonly limits: { readonly roundBytes: number; readonly batchBytes: number }
+  readonly limits: { readonly roundBytes: number; readonly batchBytes: number; readonly messageBytes?: number }
   readonly compress?: boolean
 }
 

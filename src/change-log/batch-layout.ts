@@ -17,11 +17,19 @@ export const At = {
   records: 61,
 } as const
 export const Attribute = { codec: 7, gzip: 1, zstd: 4, transactional: 16, control: 32 } as const
-/** What a topic of ours accepts as one batch; the header and the broker's own account keep some. */
-export const largestBatch: number = 8 * 1024 * 1024
-export const largestRecords: number = largestBatch - 1024
-/** What one batch may decompress to. */
-export const largestDecompressed: number = 64 * 1024 * 1024
+/** What a topic accepts as one batch, where nothing else is configured. */
+export const defaultMessageBytes: number = 8 * 1024 * 1024
+/** The most that can be configured: sizes stay below 2^31, buffers being powers of two. */
+export const largestMessageBytes: number = 2 ** 30
+/** Of that, what the broker's own account may keep. */
+export const batchMargin = 1024
+/** What one batch may decompress to, where topics take no more as it is. */
+const decompressedBytes = 64 * 1024 * 1024
+
+/** What one batch may hold uncompressed, for writers and readers of topics that take batches of `messageBytes`. */
+export function largestDecompressed(messageBytes: number): number {
+  return Math.max(decompressedBytes, messageBytes)
+}
 
 /** A view of the same bytes with Node's readers and writers. */
 export function asBuffer(bytes: Uint8Array): Buffer {

@@ -1,3 +1,4 @@
+import type { Finding } from '../connector.ts'
 import type { Offset, TopicPartition } from '../model.ts'
 /** `cleanup`: what goes in time: `delete` all that is old; `size` what is old beyond the newest `keptBytes`; `compact` all but the newest of each key.
  *  `id`: the one recorded when it was made, if it is known. */
@@ -22,7 +23,9 @@ export type FetchedBatch = TopicPartition & {
   readonly end: number
 }
 export interface ChangeLog extends AsyncDisposable {
-  /** Creates what is missing; TOPIC_MISMATCH if one exists with other partitions or settings, or is not the one we made. */
+  /** What its servers would not bear as it is configured. Absent: there is nothing to ask. */
+  check?(signal: AbortSignal): Promise<readonly Finding[]>
+  /** Creates what is missing, and raises limits that the configuration has raised; TOPIC_MISMATCH if one exists with other partitions or settings, or is not the one we made. */
   open(topics: readonly Topic[], signal: AbortSignal): Promise<void>
   /** What names each of these topics for ever: another id under the same name is another topic. */
   topicIds(topics: readonly string[], signal: AbortSignal): Promise<ReadonlyMap<string, string>>

@@ -101,7 +101,7 @@ export async function openPartition(dir: string, at: TopicPartition, epoch: Epoc
       if (segment === undefined) throw damaged(at, offset, 'no segment holds it')
       let start = floor(segment, offset)
       const stop = segment.bytes
-      for (let want = bytes; ; want *= 2) {
+      for (let want = bytes; ;) {
         const length = Math.min(want, stop - start)
         const section = Buffer.allocUnsafeSlow(length)
         const { bytesRead } = await segment.file.read(section, 0, length, start)
@@ -109,12 +109,12 @@ export async function openPartition(dir: string, at: TopicPartition, epoch: Epoc
         const batch = readBatches(at, section, offset, end)
         if (batch.next > offset) return batch
         if (length === stop - start) throw damaged(at, offset, `${segment.path} ends within a record batch`)
-        // Whole batches before the wanted one need not be read again.
+        // Whole batches before the wanted one need not be read again; of one larger than was asked for the rest is.
         let skip = 0
-        for (let size = batchSize(section, 0); size > 0 && skip + size <= length; size = batchSize(section, skip)) {
-          skip += size
-        }
+        let size = batchSize(section, 0)
+        for (; size > 0 && skip + size <= length; size = batchSize(section, skip)) skip += size
         start += skip
+        want = Math.max(want, size)
       }
     },
     async forget(time, bytes) {

@@ -13,17 +13,21 @@ import {
   passes,
   type FetchAnswer,
 } from './kafka-protocol.ts'
+import { defaultMessageBytes, largestDecompressed } from './batch-layout.ts'
 import { damaged, logGap, readBatches } from './read-batches.ts'
 
-/** What one pull brings at most, in all and of a partition; a single larger batch comes whole. Compressed: in memory it may be many times as much,
- *  for each lane. */
+/** What one pull brings at most, in all and of a partition; a single larger batch comes whole. Compressed; uncompressed it may be many times as much,
+ *  up to `room` and one batch, for each lane: the rest of an answer is asked for again. */
 const pullBytes = 512 * 1024
 const partitionBytes = 256 * 1024
+const room = 16 * 1024 * 1024
 /** With several leaders each is asked for this long, so that one with data is not held up by those without. */
 const turnWait = 100
 const retryWait = 100
 const grace = 10_000
 const complainAfter = 10_000
+/** A batch as large as the topics take has more time, in bytes a ms: a slow line is not a dead one. */
+const slowest = 4096
 
 /** Reads at explicit offsets. `fetch` may be called side by side: each call under way has connections of its own, because a broker answers a
  *  connection in order. */
@@ -35,7 +39,12 @@ interface KafkaFetcher {
 /** `stale`: a leader did not answer as one, so who leads is asked for again before the next question. */
 type Lane = { readonly cluster: KafkaCluster; busy: boolean; stale: boolean }
 
-export function kafkaFetcher(open: () => KafkaCluster, log: Logger): KafkaFetcher {
+/** `messageBytes`: the largest batch the topics take. */
+export function kafkaFetcher(
+  open: () => KafkaCluster,
+  log: Logger,
+  messageBytes: number = defaultMessageBytes,
+): KafkaFetcher {
   const lanes: Lane[] = []
   let failingSince: number | undefined
   let closed = false
@@ -61,13 +70,13 @@ export function kafkaFetcher(open: () => KafkaCluster, log: Logger): KafkaFetche
       try {
         if (lane.stale) await cluster.refresh([...new Set(from.map((at) => at.topic))], signal)
         else await cluster.learn(from, signal)
-        const { answers, error } = await fetchSections(cluster, from, left, signal)
+        const { answers, error } = await fetchSections(cluster, from, left, signal, Math.floor(messageBytes / slowest))
         const lost = answers.find((answer) => answer.error === KafkaError.outOfRange)
         if (lost !== undefined) throw await gap(cluster, from, lost, signal)
         const problem = answers.find((answer) => answer.error !== 0)
         lane.stale = problem !== undefined || error !== undefined
         if (!lane.stale) failingSince = undefined
-        const pulled = read(from, answers)
+        const pulled = read(from, answers, largestDecompressed(messageBytes))
         if (pulled.length > 0) return pulled
         if (lane.stale) {
           failed(error ?? `Kafka error ${problem?.error} for topic ${problem?.topic}`)
@@ -107,12 +116,13 @@ export function kafkaFetcher(open: () => KafkaCluster, log: Logger): KafkaFetche
   }
 }
 
-/** One question to each leader. `error`: one of them gave no answer. */
+/** One question to each leader. `error`: one of them gave no answer. `more`: ms beyond what a small answer is given. */
 export async function fetchSections(
   cluster: KafkaCluster,
   from: readonly Offset[],
   maxWait: number,
   signal: AbortSignal,
+  more = 0,
 ): Promise<{ readonly answers: readonly FetchAnswer[]; readonly error: unknown }> {
   const byLeader = Map.groupBy(from, (at) => cluster.leader(at))
   const wait = Math.floor(byLeader.size > 1 ? Math.min(maxWait, turnWait) : maxWait)
@@ -127,7 +137,7 @@ export async function fetchSections(
         const first = Math.floor(Math.random() * wanted.length)
         const turned = [...wanted.slice(first), ...wanted.slice(0, first)]
         const request = fetchRequest(turned, wait, pullBytes, partitionBytes)
-        const answer = fetchAnswer(await cluster.send(leader, request, wait + grace, signal))
+        const answer = fetchAnswer(await cluster.send(leader, request, wait + grace + more, signal))
         if (answer.error !== 0)
           throw new Failure('SERVER_BUSY', { observed: `Kafka error ${answer.error} for a fetch` })
         answers.push(...answer.partitions)
@@ -172,20 +182,22 @@ export function unexpected(error: number, object: string): Failure {
   })
 }
 
-function read(from: readonly Offset[], answers: readonly FetchAnswer[]): FetchedBatch[] {
+function read(from: readonly Offset[], answers: readonly FetchAnswer[], largest: number): FetchedBatch[] {
   const pulled: FetchedBatch[] = []
+  let left = room
   for (const answer of answers) {
     if (answer.error !== 0) {
       if (answer.error !== KafkaError.outOfRange && !passes(answer.error))
         throw unexpected(answer.error, `topic ${answer.topic}, partition ${answer.partition}`)
       continue
     }
-    if (answer.section.length === 0) continue
+    if (answer.section.length === 0 || left <= 0) continue
     const at = from.find((each) => each.partition === answer.partition && each.topic === answer.topic)
     if (at === undefined) continue
-    const batch = readBatches(at, answer.section, at.offset, answer.end)
+    const batch = readBatches(at, answer.section, at.offset, answer.end, { batch: largest, room: left })
     // The first batch always comes whole, and a broker sends none that is past.
     if (batch.next === at.offset) throw damaged(at, at.offset, 'the broker sends no whole record batch')
+    left -= batch.bytes.length
     pulled.push(batch)
   }
   return pulled

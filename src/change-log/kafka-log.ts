@@ -3,15 +3,22 @@ import type { TopicPartition } from '../model.ts'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Failure } from '../errors.ts'
 import { partitionName, type Offset } from '../model.ts'
+import { defaultMessageBytes } from './batch-layout.ts'
 import type { ChangeLog } from './change-log.ts'
+import { checkBrokers } from './kafka-check.ts'
 import type { KafkaAddress } from './kafka-client.ts'
 import { kafkaCluster, type KafkaCluster } from './kafka-cluster.ts'
 import { kafkaFetcher, listOffsets } from './kafka-fetcher.ts'
 import { kafkaProducer } from './kafka-producer.ts'
 import { openTopics } from './kafka-topics.ts'
 
-/** `replication`: copies of each partition of topics made by us; with 1 "acknowledged" means "survives the process". `retentionMs`: default seven days. */
-type KafkaLogOptions = KafkaAddress & { readonly replication: number; readonly retentionMs?: number | undefined }
+/** `replication`: copies of each partition of topics made by us; with 1 "acknowledged" means "survives the process". `retentionMs`: default seven days.
+ *  `maxMessageBytes`: the largest record batch, compressed; default 8 MiB. */
+type KafkaLogOptions = KafkaAddress & {
+  readonly replication: number
+  readonly retentionMs?: number | undefined
+  readonly maxMessageBytes?: number | undefined
+}
 
 const firstAnswer = 10_000
 const week = 7 * 24 * 3600 * 1000
@@ -19,10 +26,11 @@ const week = 7 * 24 * 3600 * 1000
 /** SERVER_UNREACHABLE if no broker answers within ten seconds. Afterwards outages are waited out: each call goes on until its signal aborts. */
 export async function openKafkaLog(options: KafkaLogOptions, log: Logger, signal: AbortSignal): Promise<ChangeLog> {
   const ids = new Map<string, string>()
+  const messageBytes = options.maxMessageBytes ?? defaultMessageBytes
   const main = kafkaCluster(options, ids)
   const writing = kafkaCluster(options, ids)
-  const producer = kafkaProducer(writing, log)
-  const fetcher = kafkaFetcher(() => kafkaCluster(options, ids), log)
+  const producer = kafkaProducer(writing, log, messageBytes)
+  const fetcher = kafkaFetcher(() => kafkaCluster(options, ids), log, messageBytes)
   const close = (): void => {
     main.close()
     writing.close()
@@ -35,11 +43,12 @@ export async function openKafkaLog(options: KafkaLogOptions, log: Logger, signal
     throw error
   }
   return {
+    check: async (asking) => await checkBrokers(main, options, messageBytes, asking),
     open: (topics, opening) =>
       openTopics(
         main,
         options,
-        { replication: options.replication, retentionMs: options.retentionMs ?? week },
+        { replication: options.replication, retentionMs: options.retentionMs ?? week, messageBytes },
         topics,
         opening,
       ),

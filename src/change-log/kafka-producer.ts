@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Failure } from '../errors.ts'
 import type { Logger } from '../logger.ts'
 import { partitionName, type Offset } from '../model.ts'
-import { asBuffer, At, batchSize, largestRecords, readOffset } from './batch-layout.ts'
+import { asBuffer, At, batchMargin, batchSize, defaultMessageBytes, readOffset } from './batch-layout.ts'
 import type { EncodedBatch } from './change-log.ts'
 import type { KafkaCluster } from './kafka-cluster.ts'
 import { fetchSections, listOffsets, unexpected } from './kafka-fetcher.ts'
@@ -44,8 +44,17 @@ const outcomeDeadline = 300_000
 const firstWait = 20
 const longestWait = 500
 const complainAfter = 10_000
+/** A topic whose limit was just raised may still refuse for so long. */
+const limitPatience = 3_000
+/** A larger request has more time, in bytes a ms: a slow line is not a dead one. */
+const slowest = 1024
 
-export function kafkaProducer(cluster: KafkaCluster, log: Logger): KafkaProducer {
+/** `messageBytes`: the largest batch the topics take. */
+export function kafkaProducer(
+  cluster: KafkaCluster,
+  log: Logger,
+  messageBytes: number = defaultMessageBytes,
+): KafkaProducer {
   let producer: Producer | undefined
   let appending = false
   /** Why a leader did not take a batch, of the last sending. */
@@ -145,10 +154,13 @@ export function kafkaProducer(cluster: KafkaCluster, log: Logger): KafkaProducer
       else if (error === KafkaError.tooLarge || error === KafkaError.batchTooLarge) {
         const [part, ...rest] = job.parts
         if (part === undefined) return
-        if (part.count === 1) throw tooLarge(part.topic, part.bytes.length)
-        job.parts = [...splitBatch(part), ...rest]
-        job.stamped = undefined
         job.open = false
+        if (part.count === 1) {
+          if (performance.now() - job.since > limitPatience) throw refused(part)
+          return again()
+        }
+        job.parts = [...splitBatch(part, messageBytes), ...rest]
+        job.stamped = undefined
       } else if (
         error === KafkaError.sequence ||
         error === KafkaError.producerEpoch ||
@@ -167,7 +179,9 @@ export function kafkaProducer(cluster: KafkaCluster, log: Logger): KafkaProducer
       const parts = some.flatMap((job) => job.parts.slice(0, 1))
       for (const job of some) job.open = true
       try {
-        const answer = await cluster.send(leader, produceRequest(parts, brokerTimeout), answerTimeout, signal)
+        const request = produceRequest(parts, brokerTimeout)
+        const within = answerTimeout + Math.floor(request.body.length / slowest)
+        const answer = await cluster.send(leader, request, within, signal)
         const byName = new Map(produceAnswer(answer).map((each) => [partitionName(each), each]))
         for (const job of some) {
           const each = byName.get(job.name)
@@ -259,7 +273,7 @@ export function kafkaProducer(cluster: KafkaCluster, log: Logger): KafkaProducer
         const jobs = round.map((at): Job => ({
           at,
           name: partitionName(at),
-          parts: small(at),
+          parts: small(at, messageBytes),
           stamped: undefined,
           open: false,
           since: 0,
@@ -278,10 +292,21 @@ export function kafkaProducer(cluster: KafkaCluster, log: Logger): KafkaProducer
 }
 
 /** What no topic of ours takes as one batch is split at once. */
-function small(batch: EncodedBatch): EncodedBatch[] {
-  if (batch.bytes.length <= largestRecords) return [batch]
-  if (batch.count === 1) throw tooLarge(batch.topic, batch.bytes.length)
-  return splitBatch(batch).flatMap(small)
+function small(batch: EncodedBatch, messageBytes: number): EncodedBatch[] {
+  if (batch.bytes.length <= messageBytes - batchMargin) return [batch]
+  if (batch.count === 1) throw tooLarge(batch.topic, batch.bytes.length, messageBytes - batchMargin)
+  return splitBatch(batch, messageBytes).flatMap((half) => small(half, messageBytes))
+}
+
+/** Within our limit, and the broker does not take it: its topic has another one. */
+function refused({ topic, bytes }: EncodedBatch): Failure {
+  return new Failure('RECORD_TOO_LARGE', {
+    object: `topic ${topic}`,
+    observed: `a record of ${bytes.length} bytes is refused by the broker, though log.maxMessageBytes allows it`,
+    needed: 'max.message.bytes of the topic as crossfade set it',
+    effect: 'it and what follows are not published, and stay at the source',
+    next: 'Start again, which sets it anew; if that is not enough, raise message.max.bytes of the brokers',
+  })
 }
 
 /** Jobs in requests a broker accepts. */

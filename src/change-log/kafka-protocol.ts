@@ -178,6 +178,26 @@ export function producerIdAnswer(bytes: Buffer): {
   return { error: from.int16(), id: from.int64(), epoch: from.int16() }
 }
 
+/** Sets one setting of topics and leaves the others as they are, which the library's own request does not. */
+export function alterTopicsRequest(topics: readonly string[], name: string, value: string): KafkaRequest {
+  const out = new Writer().int32(topics.length)
+  for (const topic of topics) out.int8(2).string(topic).int32(1).string(name).int8(0).string(value)
+  return { name: 'IncrementalAlterConfigs', key: 44, version: 0, body: out.int8(0).done() }
+}
+
+export function alterTopicsAnswer(
+  bytes: Buffer,
+): { readonly topic: string; readonly error: number; readonly message: string }[] {
+  const from = new Reader(bytes)
+  from.int32()
+  return from.many(from.int32(), () => {
+    const error = from.int16()
+    const message = from.string()
+    from.bytes(1)
+    return { topic: from.string(), error, message }
+  })
+}
+
 /** To be acknowledged by all in-sync replicas. */
 export function produceRequest(batches: readonly EncodedBatch[], timeout: number): KafkaRequest {
   const out = new Writer().int16(-1).int16(-1).int32(timeout)

@@ -1,20 +1,22 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import kafkajs, { type Admin } from 'kafkajs'
 import { asFailure, Failure } from '../errors.ts'
-import { largestBatch } from './batch-layout.ts'
 import { keptBytes, type Topic } from './change-log.ts'
 import { kafkaOf, type KafkaAddress } from './kafka-client.ts'
 import { abortable, otherTopic, type KafkaCluster } from './kafka-cluster.ts'
-import { KafkaError, type Metadata } from './kafka-protocol.ts'
+import { alterTopicsAnswer, alterTopicsRequest, KafkaError, type Metadata } from './kafka-protocol.ts'
 
-type TopicDefaults = { readonly replication: number; readonly retentionMs: number }
+type TopicDefaults = { readonly replication: number; readonly retentionMs: number; readonly messageBytes: number }
 
 /** Topics in one request to the broker. */
 const atOnce = 200
 const readyWithin = 60_000
 const knownWithin = 5_000
+const messageLimit = 'max.message.bytes'
+const alterWithin = 15_000
 
-/** Creates what is missing, waits until each partition has a leader, compares partitions, settings and ids. */
+/** Creates what is missing, waits until each partition has a leader, compares partitions, settings and ids, and raises the largest message of topics that were
+ *  made for smaller ones. */
 export async function openTopics(
   cluster: KafkaCluster,
   address: KafkaAddress,
@@ -30,7 +32,10 @@ export async function openTopics(
     await abortable(admin.connect(), signal)
     for (const some of portions(missing)) await create(admin, defaults, some, signal)
     await ready(cluster, topics, signal)
-    for (const some of portions(topics)) await compare(admin, defaults, some, signal)
+    for (const some of portions(topics)) {
+      const small = await compare(admin, defaults, some, signal)
+      if (small.length > 0) await raise(cluster, defaults, small, signal)
+    }
   } catch (error) {
     signal.throwIfAborted()
     throw error instanceof Failure ? error : asKafkaFailure(error, address)
@@ -64,7 +69,7 @@ async function missingTopics(
 function settingsOf(topic: Topic, defaults: TopicDefaults): Record<string, string> {
   return {
     'cleanup.policy': topic.cleanup === 'compact' ? 'compact' : 'delete',
-    'max.message.bytes': String(largestBatch),
+    [messageLimit]: String(defaults.messageBytes),
     // The source's clock must decide neither what retention removes nor whether a record is accepted.
     'message.timestamp.type': 'LogAppendTime',
     'min.insync.replicas': defaults.replication >= 3 ? '2' : '1',
@@ -173,12 +178,14 @@ async function ready(cluster: KafkaCluster, topics: readonly Topic[], signal: Ab
   }
 }
 
+/** Names of those whose only fault is that they take smaller messages than wanted. */
 async function compare(
   admin: Admin,
   defaults: TopicDefaults,
   topics: readonly Topic[],
   signal: AbortSignal,
-): Promise<void> {
+): Promise<readonly string[]> {
+  const small: string[] = []
   const { resources } = await abortable(
     admin.describeConfigs({
       includeSynonyms: false,
@@ -192,7 +199,8 @@ async function compare(
     const wrong = Object.entries(settingsOf(topic, defaults)).filter(
       ([name, value]) => !suits(name, value, found.get(name)),
     )
-    if (wrong.length > 0) {
+    if (wrong.length === 1 && wrong[0]?.[0] === messageLimit) small.push(topic.name)
+    else if (wrong.length > 0) {
       const needed = wrong.map(([name, value]) => `${name}=${value}`)
       throw mismatch(
         topic.name,
@@ -202,6 +210,29 @@ async function compare(
       )
     }
   }
+  return small
+}
+
+async function raise(
+  cluster: KafkaCluster,
+  { messageBytes }: TopicDefaults,
+  topics: readonly string[],
+  signal: AbortSignal,
+): Promise<void> {
+  const request = alterTopicsRequest(topics, messageLimit, String(messageBytes))
+  const answer = alterTopicsAnswer(await cluster.send(await cluster.anyNode(signal), request, alterWithin, signal))
+  const failed = answer.find(({ error }) => error !== 0)
+  if (failed === undefined) return
+  const denied = failed.error === KafkaError.topicRights || failed.error === KafkaError.clusterRights
+  throw new Failure(denied ? 'NO_RIGHTS' : 'TOPIC_MISMATCH', {
+    object: `topic ${failed.topic}`,
+    key: 'log.maxMessageBytes',
+    observed: `${messageLimit} cannot be raised to ${messageBytes}: ${failed.message || `Kafka error ${failed.error}`}`,
+    needed: `${messageLimit}=${messageBytes}, as log.maxMessageBytes says`,
+    next: denied
+      ? `Allow AlterConfigs on topic ${failed.topic}, or set its ${messageLimit} by hand`
+      : `Lower log.maxMessageBytes to what these brokers allow`,
+  })
 }
 
 /** Sizes and times may be more generous than ours. */
@@ -210,7 +241,7 @@ function suits(name: string, wanted: string, found: string | undefined): boolean
   if (name === 'retention.ms' || name === 'retention.bytes')
     return found === '-1' || (wanted !== '-1' && Number(found) >= Number(wanted))
   if (name === 'segment.bytes') return true
-  if (name === 'max.message.bytes' || name === 'min.insync.replicas') return Number(found) >= Number(wanted)
+  if (name === messageLimit || name === 'min.insync.replicas') return Number(found) >= Number(wanted)
   return false
 }
 

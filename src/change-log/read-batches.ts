@@ -1,20 +1,40 @@
 import { gunzipSync, zstdDecompressSync } from 'node:zlib'
 import { Failure } from '../errors.ts'
 import type { TopicPartition } from '../model.ts'
-import { asBuffer, At, Attribute, batchSize, checksum, largestDecompressed, readOffset } from './batch-layout.ts'
+import {
+  asBuffer,
+  At,
+  Attribute,
+  batchSize,
+  checksum,
+  defaultMessageBytes,
+  largestDecompressed,
+  readOffset,
+} from './batch-layout.ts'
 import type { FetchedBatch } from './change-log.ts'
 
 /** A record takes at least this: length, attributes, two deltas, key, value, headers. */
 const smallestRecord = 7
 
-type Span = { readonly start: number; readonly end: number; readonly packed: boolean }
+/** `next`: the offset after it. */
+type Span = { readonly start: number; readonly end: number; readonly next: number; readonly packed: boolean }
+/** `batch`: the most that one batch may decompress to. `room`: what all may decompress to; with the batch that reaches it the reading ends. */
+export type ReadLimits = { readonly batch: number; readonly room: number }
+
+const limitsByDefault: ReadLimits = { batch: largestDecompressed(defaultMessageBytes), room: 16 * 1024 * 1024 }
 
 /**
- * Record batches, back to back, of one partition: checked, decompressed within a cap, and their records from offset `from` on indexed. A batch cut
- * off at the end is left for the next reading; control batches of others and transactional markers are passed over. `next` is `from` if no batch was
- * whole. The result points into `section` unless something was compressed. LOG_DAMAGED if a checksum or a length is wrong.
+ * Record batches, back to back, of one partition: checked, decompressed within limits, and their records from offset `from` on indexed. A batch cut
+ * off at the end, and those beyond the room, are left for the next reading; control batches of others and transactional markers are passed over. `next`
+ * is `from` if no batch was whole. The result points into `section` unless something was compressed. LOG_DAMAGED if a checksum or a length is wrong.
  */
-export function readBatches(at: TopicPartition, section: Uint8Array, from: number, end: number): FetchedBatch {
+export function readBatches(
+  at: TopicPartition,
+  section: Uint8Array,
+  from: number,
+  end: number,
+  limits: ReadLimits = limitsByDefault,
+): FetchedBatch {
   const bytes = asBuffer(section)
   const spans: Span[] = []
   let next = from
@@ -40,61 +60,65 @@ export function readBatches(at: TopicPartition, section: Uint8Array, from: numbe
           throw damaged(at, base, 'a count is out of range')
         if (compressed) packed++
         total += count
-        spans.push({ start, end: start + size, packed: compressed })
+        spans.push({ start, end: start + size, next, packed: compressed })
       }
     }
     start += size
   }
-  if (packed > 0) return readPacked(at, bytes, spans, from, next, end)
+  if (packed > 0) return readPacked(at, bytes, spans, from, next, end, limits)
   const columns = new Columns(at, bytes, total, from)
   for (const span of spans) columns.index(bytes, span.start, span.start + At.records, span.end)
   return columns.batch(next, end)
 }
 
-/** As above with at least one compressed batch: all records come to lie in one new buffer. */
+/** As above with at least one compressed batch: all records come to lie in one new buffer. A few bytes may decompress to very many, so it ends when there
+ *  is no more room. */
 function readPacked(
   at: TopicPartition,
   bytes: Buffer,
-  spans: readonly Span[],
+  all: readonly Span[],
   from: number,
   next: number,
   end: number,
+  limits: ReadLimits,
 ): FetchedBatch {
   const pieces: Buffer[] = []
   let total = 0
   let size = 0
-  for (const span of spans) {
+  for (const span of all) {
+    if (size >= limits.room && pieces.length > 0) {
+      next = all[pieces.length - 1]?.next ?? next
+      break
+    }
     const records = bytes.subarray(span.start + At.records, span.end)
     const piece = span.packed
-      ? decompress(at, bytes.readInt16BE(span.start + At.attributes) & Attribute.codec, records)
+      ? decompress(at, bytes.readInt16BE(span.start + At.attributes) & Attribute.codec, records, limits.batch)
       : records
     const count = bytes.readInt32BE(span.start + At.count)
     if (count * smallestRecord > piece.length)
       throw damaged(at, readOffset(bytes, span.start), 'a count is out of range')
     total += count
     size += piece.length
-    if (size > largestDecompressed * 2) throw overCap(at)
     pieces.push(piece)
   }
   const [only] = pieces
   const arena = pieces.length === 1 && only !== undefined ? only : Buffer.concat(pieces, size)
   const columns = new Columns(at, arena, total, from)
   let start = 0
-  spans.forEach((span, i) => {
-    const until = start + (pieces[i]?.length ?? 0)
-    columns.index(bytes, span.start, start, until)
-    start = until
+  pieces.forEach((piece, i) => {
+    columns.index(bytes, all[i]?.start ?? 0, start, start + piece.length)
+    start += piece.length
   })
   return columns.batch(next, end)
 }
 
-function decompress(at: TopicPartition, codec: number, records: Buffer): Buffer {
-  const cap = { maxOutputLength: largestDecompressed }
+function decompress(at: TopicPartition, codec: number, records: Buffer, most: number): Buffer {
+  const cap = { maxOutputLength: most }
   try {
-    if (codec === Attribute.zstd) return zstdDecompressSync(records, { ...cap, chunkSize: contentSize(records) })
+    if (codec === Attribute.zstd) return zstdDecompressSync(records, { ...cap, chunkSize: contentSize(records, most) })
     if (codec === Attribute.gzip) return gunzipSync(records, cap)
   } catch (error) {
-    if (error instanceof RangeError) throw overCap(at)
+    if (error instanceof RangeError) throw overCap(at, most)
     throw damaged(at, -1, 'a batch cannot be decompressed')
   }
   throw new Failure('UNSUPPORTED', {
@@ -106,7 +130,7 @@ function decompress(at: TopicPartition, codec: number, records: Buffer): Buffer 
 }
 
 /** Bytes to expect of a zstd frame by its header (RFC 8878, 3.1.1.1), and a few more: written in one piece, it costs a third. */
-function contentSize(frame: Buffer): number {
+function contentSize(frame: Buffer, most: number): number {
   const descriptor = frame[4] ?? 0
   const single = (descriptor & 0x20) !== 0
   const at = 5 + (single ? 0 : 1) + ([0, 1, 2, 4][descriptor & 3] ?? 0)
@@ -116,11 +140,10 @@ function contentSize(frame: Buffer): number {
   if (field === 0 && single) size = frame.readUInt8(at)
   else if (field === 1) size = frame.readUInt16LE(at) + 256
   else if (field === 2) size = frame.readUInt32LE(at)
-  return Math.min(size, trustedSize) + 64
+  return Math.min(size, most) + 64
 }
-/** Of frames that do not say; and the most that is set aside on a header's word. */
+/** Of frames that do not say. */
 const unknownSize = 64 * 1024
-const trustedSize = 2 * 1024 * 1024
 
 /** Cursor of the varint reader: one process decodes one batch at a time. */
 let cursor = 0
@@ -249,11 +272,12 @@ export function logGap(at: TopicPartition, offset: number, low: number | undefin
   })
 }
 
-function overCap(at: TopicPartition): Failure {
+function overCap(at: TopicPartition, most: number): Failure {
   return new Failure('LIMIT_EXCEEDED', {
     object: place(at),
-    observed: `a batch decompresses to more than ${largestDecompressed} bytes`,
+    key: 'log.maxMessageBytes',
+    observed: `a batch decompresses to more than ${most} bytes`,
     effect: 'nothing after it is applied',
-    next: 'Find out who writes to this topic; crossfade writes no such batch',
+    next: 'If log.maxMessageBytes was lowered, raise it again; else find out who writes to this topic',
   })
 }

@@ -1,6 +1,15 @@
 import { constants, zstdCompressSync } from 'node:zlib'
 import { Failure } from '../errors.ts'
-import { asBuffer, At, Attribute, checksum, largestDecompressed, largestRecords } from './batch-layout.ts'
+import {
+  asBuffer,
+  At,
+  Attribute,
+  batchMargin,
+  checksum,
+  defaultMessageBytes,
+  largestMessageBytes,
+  largestDecompressed,
+} from './batch-layout.ts'
 import { lendBuffer, returnBuffer } from './buffer-pool.ts'
 import type { EncodedBatch } from './change-log.ts'
 
@@ -31,8 +40,15 @@ const zstd = { params: { [constants.ZSTD_c_compressionLevel]: 1 } }
 const headerName = Buffer.from('crossfade')
 const owned = new WeakMap<EncodedBatch, Buffer>()
 
-export function batchBuilder({ compress }: { readonly compress: boolean }): BatchBuilder {
-  return new Builder(compress)
+/** `messageBytes`: the largest batch the log takes; 8 MiB if absent. */
+export function batchBuilder({
+  compress,
+  messageBytes = defaultMessageBytes,
+}: {
+  readonly compress: boolean
+  readonly messageBytes?: number | undefined
+}): BatchBuilder {
+  return new Builder(compress, messageBytes)
 }
 
 /** Gives a batch's memory back once `append` has settled. Optional, and a repeat does nothing; the batch must not be used afterwards. */
@@ -54,14 +70,16 @@ export function stamp(batch: EncodedBatch, producerId: bigint, epoch: number, se
 
 class Builder implements BatchBuilder {
   readonly #compress: boolean
+  readonly #messageBytes: number
   #bytes: Buffer | undefined
   #at: number = At.records
   #count = 0
   #first = 0
   #latest = 0
 
-  constructor(compress: boolean) {
+  constructor(compress: boolean, messageBytes: number) {
     this.#compress = compress
+    this.#messageBytes = messageBytes
   }
 
   get count(): number {
@@ -109,9 +127,9 @@ class Builder implements BatchBuilder {
       }
     }
     owner.writeInt32BE(size - At.leaderEpoch, At.length)
-    if (count === 1 && size > largestRecords) {
+    if (count === 1 && size > this.#messageBytes - batchMargin) {
       returnBuffer(owner)
-      throw tooLarge(topic, size)
+      throw tooLarge(topic, size, this.#messageBytes - batchMargin)
     }
     const batch = { topic, partition, bytes: owner.subarray(0, size), count }
     owned.set(batch, owner)
@@ -174,7 +192,8 @@ class Builder implements BatchBuilder {
     const bytes = (this.#bytes ??= lendBuffer(firstCapacity))
     const needed = this.#at + more
     if (needed <= bytes.length) return bytes
-    if (needed > largestDecompressed) throw tooLarge('a topic', needed)
+    const most = largestDecompressed(this.#messageBytes)
+    if (needed > most) throw tooLarge('', needed, most)
     const larger = lendBuffer(Math.max(needed, bytes.length * 2))
     bytes.copy(larger, 0, 0, this.#at)
     returnBuffer(bytes)
@@ -183,13 +202,19 @@ class Builder implements BatchBuilder {
   }
 }
 
-export function tooLarge(topic: string, size: number): Failure {
+/** `most`: what log.maxMessageBytes allows now; the remedy names a value of it that would do. */
+export function tooLarge(topic: string, size: number, most: number): Failure {
+  const enough = 2 ** Math.max(20, Math.ceil(Math.log2(size + batchMargin)))
   return new Failure('RECORD_TOO_LARGE', {
-    object: `topic ${topic}`,
+    object: topic === '' ? 'a topic' : `topic ${topic}`,
+    key: 'log.maxMessageBytes',
     observed: `a record of ${size} bytes`,
-    needed: `at most ${largestRecords} bytes`,
-    effect: 'nothing after it is published',
-    next: 'Exclude the table or the column that holds such values, or make the value smaller at the source',
+    needed: `at most ${most} bytes, by log.maxMessageBytes`,
+    effect: 'it and what follows are not published, and stay at the source',
+    next:
+      enough > largestMessageBytes
+        ? 'Make the value smaller at the source, or start a new pipeline without the table'
+        : `Set log.maxMessageBytes to ${enough / 2 ** 20}MiB and start again: the pipeline goes on from there`,
   })
 }
 

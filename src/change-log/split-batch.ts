@@ -4,14 +4,14 @@ import { readBatches } from './read-batches.ts'
 import { batchBuilder, stamp } from './record-batch.ts'
 
 /** Two batches with the same records in the same order, for a log that refuses the whole as too large. Control records keep their header. */
-export function splitBatch(batch: EncodedBatch): readonly [EncodedBatch, EncodedBatch] {
+export function splitBatch(batch: EncodedBatch, messageBytes?: number): readonly [EncodedBatch, EncodedBatch] {
   const whole = Buffer.from(batch.bytes)
   stamp({ ...batch, bytes: whole }, -1n, -1, -1)
   const compress = (whole.readInt16BE(At.attributes) & Attribute.codec) !== 0
   const { bytes, bounds, count } = readBatches(batch, whole, readOffset(whole, 0), 0)
   const time = Number(whole.readBigInt64BE(At.maxTimestamp))
   const half = (from: number, to: number): EncodedBatch => {
-    const builder = batchBuilder({ compress })
+    const builder = batchBuilder({ compress, messageBytes })
     for (let i = from; i < to; i++) {
       const [keyStart = -1, keyEnd = -1, valueStart = -1, valueEnd = -1] = bounds.subarray(i * 4, i * 4 + 4)
       const kind = kindAfter(asBuffer(bytes), valueEnd)

@@ -20,11 +20,17 @@ type KafkaLogConfig = {
   readonly brokers: readonly string[]
   readonly partitions: number
   readonly replication: number
+  readonly maxMessageBytes: number
   readonly ssl?: boolean | Tls | undefined
   readonly sasl?: Sasl | undefined
 }
 /** `dir`: absolute. */
-type EmbeddedLogConfig = { readonly type: 'embedded'; readonly dir: string; readonly partitions: number }
+type EmbeddedLogConfig = {
+  readonly type: 'embedded'
+  readonly dir: string
+  readonly partitions: number
+  readonly maxMessageBytes: number
+}
 export type PipelineConfig = {
   readonly name: string
   readonly mode: Mode
@@ -81,6 +87,13 @@ const text = () => z.string().min(1, { error: 'must not be empty' })
 const endpoint = (description: string) =>
   z.looseObject({ type: text().meta({ description: 'The connector.' }) }).meta({ description })
 
+const messageBytes = (standard: string, about: string) =>
+  size(1024 ** 2, 1024 ** 3)
+    .prefault(standard)
+    .meta({
+      description: `Largest record in the log, so about the largest changed row (twice that where whole old rows are logged). A larger one stops the pipeline before anything is lost; with a larger value it goes on. Costs memory only while such rows pass. ${about}`,
+    })
+
 const embedded = z.strictObject({
   type: z.literal('embedded').meta({ description: 'Files on this machine: one process, no broker.' }),
   dir: text().default('.crossfade/log').meta({ description: 'Folder of the log, from the folder of this file.' }),
@@ -88,6 +101,7 @@ const embedded = z.strictObject({
     description:
       'Partitions of a table with 100,000 rows or more; smaller tables get one. Fixed once a table is copied.',
   }),
+  maxMessageBytes: messageBytes('64MiB', 'No broker limits it here.'),
 })
 const kafka = z.strictObject({
   type: z.literal('kafka').meta({ description: 'A Kafka cluster.' }),
@@ -103,6 +117,10 @@ const kafka = z.strictObject({
     description:
       'Copies of each partition, at most the number of brokers. With 1, an acknowledged change survives a crash of the broker’s process, not of its disk.',
   }),
+  maxMessageBytes: messageBytes(
+    '8MiB',
+    'Compressed. `max.message.bytes` of the topics is set to it, and raised when it is raised; the brokers’ `socket.request.max.bytes` has to be larger.',
+  ),
   ssl: z
     .union([
       z.boolean(),

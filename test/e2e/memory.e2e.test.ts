@@ -1,10 +1,9 @@
 import assert from 'node:assert/strict'
-import { readFile } from 'node:fs/promises'
 import { describe, it } from 'node:test'
 import { logConfig, uniqueName } from '../support/kills.ts'
 import { needs, postgres } from '../support/servers.ts'
 import { compareTables, connected } from '../support/shop.ts'
-import { until, workplace } from '../support/worker.ts'
+import { peakMemory, until, workplace } from '../support/worker.ts'
 
 const limit = 300 * 2 ** 20
 
@@ -39,11 +38,11 @@ log: ${await logConfig('kafka')}
         return rows[0]?.n ?? 0
       }
       await until(async () => ((await count()) === 1_000_000 ? [] : ['not copied']), { seconds: 90, worker })
-      const copied = await peak(worker.pid)
+      const copied = await peakMemory(worker.pid)
       await writer.query(insert(1_000_001))
       await until(async () => ((await count()) === 2_000_000 ? [] : ['not applied']), { seconds: 120, worker })
       await until(equal, { seconds: 60, worker })
-      const streamed = await peak(worker.pid)
+      const streamed = await peakMemory(worker.pid)
       t.diagnostic(
         `peak RSS: ${Math.round(copied / 2 ** 20)} MB after the copy, ${Math.round(streamed / 2 ** 20)} MB after the transaction`,
       )
@@ -52,9 +51,3 @@ log: ${await logConfig('kafka')}
     },
   )
 })
-
-/** The most bytes the process ever had in memory. */
-async function peak(pid: number): Promise<number> {
-  const status = await readFile(`/proc/${pid}/status`, 'utf8')
-  return Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1]) * 1024
-}

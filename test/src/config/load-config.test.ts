@@ -79,7 +79,7 @@ apply: { lanes: 4, batchRows: 2000, batchBytes: 4MiB }
       source: { type: 'store', url: env.SOURCE_URL },
       target: { type: 'store', url: env.TARGET_URL },
       tables: { include: ['public.*'], exclude: ['public.audit_*'] },
-      log: { type: 'kafka', brokers: ['127.0.0.1:9092'], partitions: 8, replication: 1 },
+      log: { type: 'kafka', brokers: ['127.0.0.1:9092'], partitions: 8, replication: 1, maxMessageBytes: 8 * 2 ** 20 },
       snapshot: { parallel: 4, chunkRows: 100_000, schema: 'auto' },
       apply: { lanes: 4, batchRows: 2000, batchBytes: 4 * 1024 ** 2 },
       dir: join(folder, '.crossfade'),
@@ -96,7 +96,7 @@ apply: { lanes: 4, batchRows: 2000, batchBytes: 4MiB }
         source: undefined,
         target: undefined,
         tables: { include: ['*.*'], exclude: [] },
-        log: { type: 'embedded', dir: join(folder, '.crossfade/log'), partitions: 8 },
+        log: { type: 'embedded', dir: join(folder, '.crossfade/log'), partitions: 8, maxMessageBytes: 64 * 2 ** 20 },
         snapshot: { parallel: 4, chunkRows: 100_000, schema: 'auto' },
         apply: { lanes: 4, batchRows: 2000, batchBytes: 4 * 1024 ** 2 },
         dir: join(folder, '.crossfade'),
@@ -106,7 +106,13 @@ apply: { lanes: 4, batchRows: 2000, batchBytes: 4MiB }
 
   it('takes brokers for a broker', async () => {
     const { config } = await load(`${base}log: { brokers: ["k1:9092", "[::1]:9093"] }`)
-    assert.deepEqual(config.log, { type: 'kafka', brokers: ['k1:9092', '[::1]:9093'], partitions: 8, replication: 3 })
+    assert.deepEqual(config.log, {
+      type: 'kafka',
+      brokers: ['k1:9092', '[::1]:9093'],
+      partitions: 8,
+      replication: 3,
+      maxMessageBytes: 8 * 2 ** 20,
+    })
   })
 
   it('reads numbers and truth values out of references, and nothing else', async () => {
