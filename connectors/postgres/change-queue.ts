@@ -154,9 +154,7 @@ class Queue implements ChangeQueue {
     this.bytes -= bytes
     this.#lent = { filling: undefined, bytes: 0 }
     if (!filling || this.#free.length === 4) return
-    // One oversized row must not keep its memory for ever.
-    if (filling.out.bytes.length > 4 * batchBytes) filling.out = new Output(batchBytes)
-    filling.out.at = 0
+    filling.out.clear()
     filling.count = 0
     filling.schemas = []
     filling.transactions = []

@@ -132,7 +132,7 @@ export async function* copyRows(
         at = to
         if (out.at >= batchBytes) {
           yield take()
-          out.at = 0
+          out.clear()
           count = 0
         }
       }

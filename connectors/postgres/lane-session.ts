@@ -170,7 +170,7 @@ export function session(client: Client, pipeline: string, log: Logger, targets: 
         throw error instanceof RoundTripError ? mapError(error.cause) : mapError(error)
       } finally {
         signal.removeEventListener('abort', abort)
-        out.at = 0
+        out.clear()
       }
     },
     async nameWrites() {

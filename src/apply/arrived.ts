@@ -77,11 +77,9 @@ export function reserveChange(into: Arrived): void {
 export function clearArrived(arrived: Arrived): void {
   arrived.count = 0
   arrived.runs.length = 0
-  arrived.keys.at = 0
-  arrived.images.at = 0
-  if (arrived.images.bytes.length > largestKept) arrived.images.bytes = Buffer.allocUnsafeSlow(256 * 1024)
+  arrived.keys.clear()
+  arrived.images.clear()
 }
-const largestKept = 64 * 1024 * 1024
 
 /** A change batch of the changes picked, in that order; memory of its own. */
 export function changeBatchOf(arrived: Arrived, picked: Int32Array): ChangeBatch {

@@ -1,4 +1,5 @@
 import type { Decoder } from '../avro/plan.ts'
+import { forgetMemory } from '../avro/varint.ts'
 import type { FetchedBatch } from '../change-log/change-log.ts'
 import {
   compareMarks,
@@ -236,6 +237,7 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
         const partition = partitions.get(partitionName(batch))
         if (partition?.expects() === true) pendingRows += intake.read(partition, batch)
       }
+      forgetMemory()
       for (const partition of partitions.values()) partition.offered = false
     },
     next() {

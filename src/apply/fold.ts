@@ -116,7 +116,7 @@ export function createFold(): Fold {
     let lastGroup = 0
     let shape: Shapes | undefined
     let shapeTable = -1
-    merged.at = 0
+    merged.clear()
     for (let u = 0; u < count; u++) {
       const i = head[u] ?? 0
       const table = arrived.table[i] ?? 0
@@ -176,6 +176,12 @@ export function createFold(): Fold {
       starts[n + 1] = end
     }
     if (together) return images // as they lie: a batch of inserts is not copied
+    let size = 0
+    for (let n = 0; n < count; n++) {
+      const u = byGroup[base + n] ?? 0
+      size += (to[u] ?? 0) - (from[u] ?? 0)
+    }
+    out.reserve(size)
     let runFrom = 0
     let runTo = 0
     for (let n = 0; n < count; n++) {
@@ -216,14 +222,11 @@ export function createFold(): Fold {
       base += group.count
       group.count = 0
     }
-    let size = 0
     for (let u = 0; u < count; u++) {
       const group = groups[keys.group[u] ?? 0]
       if (group !== undefined) byGroup[group.base + group.count++] = u
-      size += (keys.to[u] ?? 0) - (keys.from[u] ?? 0)
     }
-    out.at = 0
-    out.reserve(size)
+    out.clear()
     const starts = new Int32Array(count + groups.length)
     return ordered.map(({ table, kind, set, base: first, count: rows }, n) => {
       const own = starts.subarray(first + n, first + n + rows + 1)

@@ -43,8 +43,9 @@ export function compileEncoder(schema: TableSchema): Encoder {
       if (plan.key.length === 0) return
       const start = images.starts[row] as number
       const end = images.starts[row + 1] as number
-      out.reserve(5 + end - start + 10 * plan.key.length)
-      out.at = writeKey(plan, keyId, writing(out.bytes), out.at, reading(images.bytes), start, end)
+      const from = reading(images.bytes)
+      out.reserve(5 + locateKey(plan, from, start, end))
+      out.at = writeKey(plan, keyId, writing(out.bytes), out.at, from)
     },
     value(out, batch, i, seq, at) {
       cursor = transactionAt(batch.transactions, i, cursor)
@@ -205,8 +206,9 @@ function writeAbsent(plan: Plan, to: Memory, at: number, from: Memory, start: nu
   return writeNone(to, at)
 }
 
-function writeKey(plan: Plan, id: number, to: Memory, at: number, from: Memory, start: number, end: number): number {
-  const { key, keyReach, cellAt, after } = plan
+/** Finds the key's cells; returns the most bytes they take: the rest of the row may be large. */
+function locateKey(plan: Plan, from: Memory, start: number, end: number): number {
+  const { key, keyReach, cellAt } = plan
   const { bytes, view } = from
   if (end - start < 2 || view.getUint16(start) !== plan.columns) throw broken(plan)
   let cell = start + 2
@@ -222,6 +224,18 @@ function writeKey(plan: Plan, id: number, to: Memory, at: number, from: Memory, 
       cell += 5 + size
     }
   }
+  let most = 0
+  for (let k = 0; k < key.length; k++) {
+    const tagAt = cellAt[key[k] as number] as number
+    const tag = bytes[tagAt] as number
+    most += tag === Tag.null || tag === Tag.absent ? 0 : 10 + view.getInt32(tagAt + 1)
+  }
+  return most
+}
+
+function writeKey(plan: Plan, id: number, to: Memory, at: number, from: Memory): number {
+  const { key, cellAt, after } = plan
+  const { bytes, view } = from
   to.bytes[at] = 0
   to.view.setUint32(at + 1, id)
   at += 5

@@ -44,7 +44,8 @@ export function memoryOf(bytes: Uint8Array): Memory {
 
 let lastRead: Uint8Array | undefined
 let lastWritten: Uint8Array | undefined
-let readMemory: Memory = memoryOf(new Uint8Array(0))
+const nothing: Memory = memoryOf(new Uint8Array(0))
+let readMemory: Memory = nothing
 let writtenMemory: Memory = readMemory
 /** `memoryOf` for what is read, and for what is written: asked for each row, so the last answer is kept. */
 export function reading(bytes: Uint8Array): Memory {
@@ -53,6 +54,11 @@ export function reading(bytes: Uint8Array): Memory {
     lastRead = bytes
   }
   return readMemory
+}
+/** The memory asked for last is no longer held on to: between batches it may be large. */
+export function forgetMemory(): void {
+  lastRead = lastWritten = undefined
+  readMemory = writtenMemory = nothing
 }
 export function writing(bytes: Uint8Array): Memory {
   if (bytes !== lastWritten) {

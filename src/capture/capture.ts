@@ -45,16 +45,19 @@ export async function capture(
 
 /** The stream's events; ends after `stop`, without waiting for the pull that is under way. */
 async function* untilStopped(stream: ChangeStream, stop: AbortSignal): AsyncIterable<SourceEvent> {
-  const stopped = Promise.withResolvers<undefined>()
-  const onStop = (): void => stopped.resolve(undefined)
+  // Not a race with one promise for all pulls: it would remember each of them, and what it brought, until the stop.
+  let wake: (() => void) | undefined
+  const onStop = (): void => wake?.()
   if (stop.aborted) return
   stop.addEventListener('abort', onStop, { once: true })
   try {
     const events = stream[Symbol.asyncIterator]()
     while (!stop.aborted) {
-      const pull = events.next()
-      pull.catch(() => {}) // a pull that nobody waits for any more ends when the stream is disposed of
-      const next = await Promise.race([pull, stopped.promise])
+      // A pull that nobody waits for any more ends when the stream is disposed of.
+      const next = await new Promise<IteratorResult<SourceEvent> | undefined>((resolve, reject) => {
+        wake = () => resolve(undefined)
+        events.next().then(resolve, reject)
+      })
       if (next === undefined || next.done === true) return
       yield next.value
     }

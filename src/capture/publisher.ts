@@ -21,6 +21,7 @@ import {
 import { Output } from '../output.ts'
 import { hasAbsentCell, Op, type ChangeBatch, type Rows, type Transaction } from '../rows.ts'
 import { createOutbox, type Outbox } from './outbox.ts'
+import { forgetMemory } from '../avro/varint.ts'
 import { createProof, type Wish } from './proof.ts'
 
 /** Events to one record batch per partition; no I/O. Used by one capture loop: `opening`, `landed` for each of its rounds, then `add` and `take`,
@@ -118,7 +119,7 @@ export function createPublisher(options: PublisherOptions): Publisher {
     seq: number,
     committedAt: number,
   ): void => {
-    record.at = 0
+    record.clear()
     if (plan.keyed) plan.encoder.key(record, batch.images, image)
     const keyEnd = record.at
     plan.encoder.value(record, batch, i, seq, epoch)
@@ -134,8 +135,8 @@ export function createPublisher(options: PublisherOptions): Publisher {
   /** True if the update changed its key and was published as such. */
   const keyChange = (plan: Plan, batch: ChangeBatch, i: number, seq: number, transaction: Transaction): boolean => {
     const { images } = batch
-    record.at = 0
-    oldKey.at = 0
+    record.clear()
+    oldKey.clear()
     plan.encoder.key(oldKey, images, 2 * i)
     plan.encoder.key(record, images, 2 * i + 1)
     if (sameBytes(oldKey, record)) return false
@@ -209,7 +210,8 @@ export function createPublisher(options: PublisherOptions): Publisher {
     add(event) {
       switch (event.kind) {
         case 'changes':
-          return addChanges(event)
+          addChanges(event)
+          return forgetMemory()
         case 'effect':
           return barrier(event.mark, event.committedAt, concerned(event.effect, route, partitions), event.effect)
         case 'message':

@@ -18,8 +18,13 @@ interface ChangeLogUnderTest {
 const never = new AbortController().signal
 
 /** One record batch of texts; every value is its own key. */
-export function batchOf(at: TopicPartition, values: readonly string[], compress = false): EncodedBatch {
-  const builder = batchBuilder({ compress })
+export function batchOf(
+  at: TopicPartition,
+  values: readonly string[],
+  compress = false,
+  messageBytes?: number,
+): EncodedBatch {
+  const builder = batchBuilder({ compress, messageBytes })
   for (const value of values) {
     const bytes = Buffer.from(value)
     builder.add(bytes, 0, bytes.length, 0, bytes.length, Date.now())

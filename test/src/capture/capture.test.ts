@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import { encodeControl } from '../../../src/avro/control.ts'
 import { capture, demandEnds, readTail } from '../../../src/capture/capture.ts'
 import { createPublisher, type Publisher } from '../../../src/capture/publisher.ts'
@@ -95,6 +97,38 @@ test('a round is acknowledged only when a watermark over it is durable', async (
   acked.push(...more.acked)
   assert.deepEqual(acked, [positionOf(17)])
   assert.deepEqual(appended, [[control.topic], [data.topic], [data.topic, 'shop.schemas'], [control.topic]])
+})
+
+test('what was pulled is forgotten while the capture runs', async () => {
+  const log = await logWith()
+  const pulled: WeakRef<object>[] = []
+  const idle = Promise.withResolvers<void>()
+  const stream: ChangeStream = {
+    waiting: false,
+    ack: () => {},
+    async *[Symbol.asyncIterator]() {
+      for (let n = 1; n <= 100; n++) {
+        const event = rows(16 * n)
+        pulled.push(new WeakRef(event))
+        yield event
+      }
+      idle.resolve()
+      await new Promise(() => {})
+    },
+    async [Symbol.asyncDispose]() {},
+  }
+  const stop = new AbortController()
+  const source = { changes: async () => stream } as unknown as Source
+  const running = capture(source, log, publisherOf(1), origin, { signal }, stop.signal)
+  await idle.promise
+  setFlagsFromString('--expose-gc')
+  const collect = runInNewContext('gc') as () => void
+  await new Promise((resolve) => setImmediate(resolve))
+  collect()
+  const kept = pulled.filter((event) => event.deref() !== undefined).length
+  assert.ok(kept <= 2, `${kept} of ${pulled.length} events are still held`)
+  stop.abort()
+  await running
 })
 
 test('a failed append is the capture’s failure, and nothing is acknowledged', async () => {

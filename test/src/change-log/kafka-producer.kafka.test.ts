@@ -1,11 +1,13 @@
 import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
 import { describe, test } from 'node:test'
 import kafkajs from 'kafkajs'
-import type { EncodedBatch } from '../../../src/change-log/change-log.ts'
+import type { EncodedBatch, Topic } from '../../../src/change-log/change-log.ts'
 import type { KafkaRequest } from '../../../src/change-log/kafka-client.ts'
 import { kafkaCluster, type KafkaCluster } from '../../../src/change-log/kafka-cluster.ts'
 import { openKafkaLog } from '../../../src/change-log/kafka-log.ts'
 import { kafkaProducer } from '../../../src/change-log/kafka-producer.ts'
+import type { Finding } from '../../../src/connector.ts'
 import { Failure } from '../../../src/errors.ts'
 import { silent } from '../../../src/logger.ts'
 import { batchOf, readAll } from '../../conformance/change-log.ts'
@@ -165,6 +167,51 @@ describe('Kafka producer', { skip }, () => {
     }
     await using log = await openKafkaLog({ ...address, replication: 1 }, silent, never)
     assert.deepEqual((await readAll(log, { ...at, partition: 2 })).slice(-1), ['b'])
+  })
+
+  test('log.maxMessageBytes is the topics’, is raised on those that exist, and never lowered', async () => {
+    const name = `${prefix}raised`
+    const topic: Topic = { name, partitions: 1, cleanup: 'delete' }
+    const limit = async (maxMessageBytes: number): Promise<string | undefined> => {
+      await using log = await openKafkaLog({ ...address, replication: 1, maxMessageBytes }, silent, never)
+      await log.open([topic], never)
+      const admin = new kafkajs.Kafka({ brokers: [...brokers], logLevel: kafkajs.logLevel.NOTHING }).admin()
+      await admin.connect()
+      try {
+        const { resources } = await admin.describeConfigs({
+          includeSynonyms: false,
+          resources: [{ type: kafkajs.ConfigResourceTypes.TOPIC, name }],
+        })
+        const settings = new Map(resources[0]?.configEntries.map((each) => [each.configName, each.configValue]))
+        assert.equal(settings.get('message.timestamp.type'), 'LogAppendTime', 'the other settings stay')
+        return settings.get('max.message.bytes')
+      } finally {
+        await admin.disconnect()
+      }
+    }
+    const mib = 2 ** 20
+    assert.equal(await limit(2 * mib), String(2 * mib))
+    assert.equal(await limit(20 * mib), String(20 * mib))
+    assert.equal(await limit(2 * mib), String(20 * mib))
+    // And in effect at once: a broker takes a setting over after it has answered for it.
+    await using log = await openKafkaLog({ ...address, replication: 1, maxMessageBytes: 40 * mib }, silent, never)
+    await log.open([topic], never)
+    const at = { topic: name, partition: 0 }
+    const text = randomBytes(8 * mib).toString('hex')
+    await log.append([batchOf(at, [text], false, 40 * mib)], never)
+    assert.ok((await readAll(log, at)).at(-1) === text)
+  })
+
+  test('a broker that takes no request of that size is a blocker', async () => {
+    const check = async (maxMessageBytes: number): Promise<Finding | undefined> => {
+      await using log = await openKafkaLog({ ...address, replication: 1, maxMessageBytes }, silent, never)
+      return (await log.check?.(never))?.[0]
+    }
+    assert.equal((await check(8 * 2 ** 20))?.level, 'ok')
+    const found = await check(128 * 2 ** 20)
+    assert.equal(found?.level, 'blocker')
+    assert.match(found?.observed ?? '', /^socket\.request\.max\.bytes is 104857600 on broker 1$/)
+    assert.match(found?.remedy ?? '', /^Set socket\.request\.max\.bytes=134283264 /)
   })
 
   test('a batch above the topic’s limit is split, a single record above it is an error', async () => {

@@ -7,7 +7,7 @@ import { asBuffer, At, Attribute, checksum, writeOffset } from '../../../src/cha
 import type { EncodedBatch, FetchedBatch } from '../../../src/change-log/change-log.ts'
 import { readBatches } from '../../../src/change-log/read-batches.ts'
 import { batchBuilder, release, stamp, varintSize, writeVarint } from '../../../src/change-log/record-batch.ts'
-import { Failure } from '../../../src/errors.ts'
+import { Failure, type Facts } from '../../../src/errors.ts'
 
 const here = { topic: 't', partition: 0 }
 type Pair = readonly [Uint8Array | null, Uint8Array | null]
@@ -155,6 +155,32 @@ test('a single record above the limit is an error that names topic and size', ()
   assert.equal(builder.finish('t', 0).count, 1)
 })
 
+test('the limit is what is configured, and the error names a value that would do', () => {
+  const large = Buffer.alloc(70 * 2 ** 20)
+  const finish = (messageBytes: number, compress: boolean, size: number): number => {
+    const builder = batchBuilder({ compress, messageBytes })
+    builder.add(large, -1, -1, 0, size, 0)
+    return builder.finish('t', 0).bytes.length
+  }
+  const told = (facts: Partial<Facts>) => (error: unknown) => {
+    assert.ok(error instanceof Failure && error.code === 'RECORD_TOO_LARGE', String(error))
+    assert.deepEqual({ ...error.facts, ...facts }, error.facts)
+    return true
+  }
+  const next = (value: string): Partial<Facts> => ({
+    key: 'log.maxMessageBytes',
+    next: `Set log.maxMessageBytes to ${value} and start again: the pipeline goes on from there`,
+  })
+  assert.throws(() => finish(2 ** 20, false, 2 ** 20), told(next('2MiB')))
+  assert.ok(finish(2 ** 21, false, 2 ** 20) > 2 ** 20)
+  assert.throws(() => finish(2 ** 23, false, 40 * 2 ** 20), told(next('64MiB')))
+  assert.ok(finish(2 ** 26, false, 40 * 2 ** 20) > 2 ** 25)
+  assert.ok(finish(2 ** 20, true, 40 * 2 ** 20) < 2 ** 20, 'what counts is what the log gets')
+  // What would not be read again is not written, however small it gets.
+  assert.throws(() => finish(2 ** 23, true, large.length), told(next('128MiB')))
+  assert.ok(finish(2 ** 27, true, large.length) < 2 ** 20)
+})
+
 test('damage is found, and nothing is read beyond the section', () => {
   fc.assert(
     fc.property(pairs, fc.boolean(), fc.nat(), fc.integer({ min: 1, max: 255 }), (each, compress, at, flip) => {
@@ -200,6 +226,36 @@ test('offsets have gaps: reading goes on after the last one of a batch', () => {
   assert.equal(readBatches(here, bytes, 0, 10).next, 10)
   assert.deepEqual(readBatches(here, bytes, 5, 10).count, 0)
   assert.deepEqual(readBatches(here, bytes, 5, 10).next, 10)
+})
+
+test('small batches that decompress to very much are read a few at a time', () => {
+  const zeros = Buffer.alloc(10 * 2 ** 20)
+  const section = Buffer.concat(
+    Array.from({ length: 9 }, (_, i) => {
+      const builder = batchBuilder({ compress: true })
+      builder.add(zeros, -1, -1, 0, zeros.length - i, 0)
+      const batch = builder.finish('t', 0)
+      writeOffset(asBuffer(batch.bytes), i, 0)
+      stamp(batch, -1n, -1, -1)
+      return batch.bytes
+    }),
+  )
+  const sizes: number[] = []
+  let pulls = 0
+  for (let next = 0; next < 9; pulls++) {
+    const read = readBatches(here, section, next, 9)
+    assert.ok(read.bytes.length < 32 * 2 ** 20, `${read.bytes.length} bytes`)
+    for (let i = 0; i < read.count; i++) {
+      assert.equal(read.offsets[i], sizes.length)
+      sizes.push((read.bounds[4 * i + 3] ?? 0) - (read.bounds[4 * i + 2] ?? 0))
+    }
+    next = read.next
+  }
+  assert.equal(pulls, 5)
+  assert.deepEqual(
+    sizes,
+    sizes.map((_, i) => zeros.length - i),
+  )
 })
 
 test('batches of others’ control records are passed over', () => {
