@@ -148,7 +148,17 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   onBegin()
   board.plan(tables)
   const partitions = tables.flatMap(({ route }) => partitionsOf(route))
-  const run: Run = { ...common, changeLog, sink, tables, partitions, start, batchers: new Map(), halt: tasks.halt }
+  const run: Run = {
+    ...common,
+    changeLog,
+    sink,
+    tables,
+    partitions,
+    start,
+    truncated: new Map(),
+    batchers: new Map(),
+    halt: tasks.halt,
+  }
   tasks.start('capture', (signal) => captureTask(run, signal))
   tasks.start('watermarks', (signal) => watermarkTask(run, signal))
   tasks.start('heartbeat', (signal) => heartbeatTask(run, signal))

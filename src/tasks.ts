@@ -14,7 +14,7 @@ import { heartbeatPrefix, type Sink, type Snapshot, type Source } from './connec
 import type { Leases } from './coordinate/lease.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { Failure } from './errors.ts'
-import { tableName, type Epoch, type Position, type TopicPartition } from './model.ts'
+import { comparePositions, origin, tableName, type Epoch, type Position, type TopicPartition } from './model.ts'
 import type { Parts } from './parts.ts'
 import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'
 import { complete } from './setup.ts'
@@ -49,6 +49,8 @@ export type Run = Common & {
   readonly partitions: readonly TopicPartition[]
   /** Where changes begin as long as no watermark says more. */
   readonly start: Position
+  /** By table: the place of its last truncate in the log. */
+  readonly truncated: Map<string, Position>
   /** By lane; each knows which checkpoints are its own. */
   readonly batchers: Map<number, Batcher>
   readonly halt: AbortSignal
@@ -73,6 +75,7 @@ export async function captureTask(run: Run, signal: AbortSignal): Promise<void> 
     clock: () => performance.now(),
     limits: { roundBytes, batchBytes, messageBytes: parts.config.log.maxMessageBytes },
     compress: parts.config.log.type === 'kafka',
+    onTruncate: (emptied, position) => emptied.forEach((table) => run.truncated.set(tableName(table), position)),
   })
   const after = tail.watermark?.position ?? run.start
   await capture(source, changeLog, publisher, after, { signal }, halt)
@@ -149,6 +152,16 @@ export async function copyTask(
       while (!trail.stands(partitions, await sink.checkpoints(signal), position)) {
         await sleep(50, undefined, { signal: AbortSignal.any([signal, halt]) })
       }
+    },
+    emptied: async ({ table }, after, signal) => {
+      const { position } = await source.health(signal)
+      await source.emit(heartbeatPrefix, new Uint8Array(), signal)
+      // Whatever was committed until now is in the log then, and known here.
+      while (comparePositions(trail.latest?.position ?? origin, position) < 0) {
+        await sleep(50, undefined, { signal: AbortSignal.any([signal, halt]) })
+      }
+      const at = run.truncated.get(tableName(table))
+      return at !== undefined && comparePositions(at, after) > 0 ? at : undefined
     },
     complete: async (signal) => await complete(parts, { source, sink, store }, run.tables, signal),
     moved: async () => await refresh(run, signal),

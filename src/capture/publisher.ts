@@ -54,6 +54,7 @@ export type PublisherOptions = {
   readonly clock: () => number
   readonly limits: { readonly roundBytes: number; readonly batchBytes: number; readonly messageBytes?: number }
   readonly compress?: boolean
+  readonly onTruncate?: (tables: readonly TableId[], position: Position) => void
 }
 
 type Plan = {
@@ -213,6 +214,7 @@ export function createPublisher(options: PublisherOptions): Publisher {
           addChanges(event)
           return forgetMemory()
         case 'effect':
+          if (event.effect.kind === 'truncate') options.onTruncate?.(event.effect.tables, event.mark.position)
           return barrier(event.mark, event.committedAt, concerned(event.effect, route, partitions), event.effect)
         case 'message':
           if (event.prefix === heartbeatPrefix) proof.wish(event, outbox.lastRound)

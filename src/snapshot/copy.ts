@@ -4,6 +4,7 @@ import type { Lease, Leases } from '../coordinate/lease.ts'
 import { asFailure, Failure } from '../errors.ts'
 import { failpoint } from '../failpoint.ts'
 import { origin, tableName, type Chunk, type Position, type TableSchema, type TopicPartition } from '../model.ts'
+import type { Rows } from '../rows.ts'
 import { copyChunk } from './copy-chunk.ts'
 import { inOrder, missingChunks, type TablePlan } from './plan.ts'
 
@@ -27,6 +28,8 @@ export type CopyParts = {
   readonly keepHeld: boolean
   /** Resolves once these partitions are applied up to `position`. */
   readonly stands: (partitions: readonly TopicPartition[], position: Position, signal: AbortSignal) => Promise<void>
+  /** The last truncate of the table behind `position`, if there is one in the log. Asked when the table is not the one the snapshot saw. */
+  readonly emptied: (table: TableSchema, position: Position, signal: AbortSignal) => Promise<Position | undefined>
   /** All chunks are in, nothing is live yet: what would have slowed the copy, and counters. */
   readonly complete: (signal: AbortSignal) => Promise<void>
   /** A hold was set, moved or lifted. */
@@ -51,9 +54,10 @@ export async function copyRound(
   const open = (await parts.tables()).filter(({ schema }) => copies.get(tableName(schema.table))?.live !== true)
   if (open.length === 0) return 'done'
   const partitions = open.flatMap((table) => table.partitions)
-  const hold = async (snapshot: Position, live: boolean): Promise<void> => {
-    for (const table of open) {
-      await sink.setCopy({ table: table.schema.table, partitions: table.partitions, snapshot, live }, epoch, signal)
+  const hold = async (at: Position, live: boolean, emptied?: ReadonlyMap<string, Position>): Promise<void> => {
+    for (const { schema, partitions } of open) {
+      const snapshot = emptied?.get(tableName(schema.table)) ?? at
+      await sink.setCopy({ table: schema.table, partitions, snapshot, live }, epoch, signal)
     }
     await parts.moved()
   }
@@ -69,17 +73,25 @@ export async function copyRound(
       return { generation: plan.generation, chunks }
     }),
   )
-  const outcome = await copyChunks(parts, { snapshot: snapshot.id, tables: open, epoch }, queue, signal, stop)
+  const round = { snapshot, tables: open, epoch, emptied: new Map<string, Position>() }
+  const outcome = await copyChunks(parts, round, queue, signal, stop)
   if (outcome !== 'done') return outcome
   await parts.complete(signal)
   failpoint('copy.before-live')
-  if (!keepHeld) await hold(snapshot.position, true)
+  // Rows that were left out of a table may be missed until its truncate.
+  if (!keepHeld) await hold(snapshot.position, true, round.emptied)
   return 'done'
 }
 
 /** `epoch`: of whoever drives the copy. Claims of chunks are named by it: those of a dead predecessor need not run out, its loads fail by the
  *  snapshot (H22). */
-type Round = { readonly snapshot: Snapshot['id']; readonly tables: readonly CopiedTable[]; readonly epoch: number }
+type Round = {
+  readonly snapshot: Pick<Snapshot, 'id' | 'position'>
+  readonly tables: readonly CopiedTable[]
+  readonly epoch: number
+  /** Tables that a truncate behind the snapshot empties: what their chunks hold counts for nothing, and they are done without rows. */
+  readonly emptied: Map<string, Position>
+}
 
 /** `done`: every chunk, by us or by another worker. */
 async function copyChunks(
@@ -100,7 +112,7 @@ async function copyChunks(
   const next = (): Chunk | undefined => (stop.aborted ? undefined : queue.pop())
   /** With connections of its own, until nothing is left or one of them is in the middle of a copy that was given up. */
   const someChunks = async (): Promise<void> => {
-    await using reader = await parts.source.reader(round.snapshot, all)
+    await using reader = await parts.source.reader(round.snapshot.id, all)
     await using lane = await parts.sink.lane(all)
     for (let chunk = next(); chunk !== undefined; chunk = next()) {
       const name = tableName(chunk.table)
@@ -115,14 +127,24 @@ async function copyChunks(
       const claim = { epoch: lease.epoch, signal: AbortSignal.any([lease.signal, all]) }
       failpoint('copy.before-chunk')
       try {
+        if (round.emptied.has(name)) {
+          await lane.load(schema, chunk, { kind: 'rows', batches: noRows() }, claim.epoch, claim.signal)
+          continue
+        }
         const rows = await copyChunk(reader, lane, schema, chunk, claim, (bytes) => {
           failpoint('copy.in-chunk')
           parts.seen(schema, bytes, 0)
         })
         parts.seen(schema, 0, rows ?? 0)
       } catch (error) {
-        // The others are copied to the end first: a table that is truncated again and again must not keep them from it.
         if (asFailure(error).code !== 'TABLE_REWRITTEN') throw error
+        const at = parts.keepHeld ? undefined : await parts.emptied(schema, round.snapshot.position, all)
+        if (at !== undefined) {
+          round.emptied.set(name, at)
+          queue.push(chunk)
+          return
+        }
+        // The others are copied to the end first: a table that is rewritten again and again must not keep them from it.
         if (!rewritten.has(name)) await parts.startOver(schema)
         rewritten.add(name)
         return
@@ -148,6 +170,8 @@ async function copyChunks(
   if (rewritten.size > 0) return 'again'
   return foreign.length === 0 ? 'done' : await othersDone(parts, round, foreign, signal, stop)
 }
+
+async function* noRows(): AsyncIterable<Rows> {}
 
 /** Waits for chunks that someone else had claimed; what a dead worker left behind is free once its lease has run out, and is copied here. */
 async function othersDone(

@@ -6,7 +6,7 @@ import { asFailure, Failure } from '../../../src/errors.ts'
 import { partitionName } from '../../../src/model.ts'
 import { copyRound, type CopyParts } from '../../../src/snapshot/copy.ts'
 import { noLeaks } from '../../support/leaks.ts'
-import { items, memoryWay, orders, tables, ttl, writer, type Way } from './memory-way.ts'
+import { items, notes, memoryWay, orders, tables, ttl, writer, type Way } from './memory-way.ts'
 
 noLeaks()
 
@@ -173,7 +173,7 @@ test('when the last chunk is in, the target is one exact state of the source; ke
   assert.ok((await way.sink.checkpoints(signal)).every(({ hold }) => hold !== undefined))
 })
 
-test('a table that is truncated under the snapshot starts over, after the rest is copied', async () => {
+test('a table that is rewritten under the snapshot starts over, after the rest is copied', async () => {
   const signal = AbortSignal.timeout(20_000)
   await using way = await memoryWay(signal)
   const write = writer(way.database)
@@ -190,6 +190,7 @@ test('a table that is truncated under the snapshot starts over, after the rest i
   const watching: CopyParts = {
     ...parts,
     parallel: 1,
+    emptied: async () => undefined,
     seen: ({ table }, _, rows) => rows > 0 && loaded.push(table.name),
   }
   assert.equal(await copyRound(watching, way.first, { epoch: 1, signal }, never), 'again')
@@ -198,6 +199,44 @@ test('a table that is truncated under the snapshot starts over, after the rest i
   assert.equal(live.length, 0)
   assert.equal(await copyRound(way.parts(write), undefined, { epoch: 1, signal }, never), 'done')
   await equalAtLast(way, signal)
+})
+
+test('H4: tables that are truncated all the time go live with the round, and a crash in between is no harm', async () => {
+  for (let crash = 0; crash < 40; crash += 3) {
+    const signal = AbortSignal.timeout(20_000)
+    await using way = await memoryWay(signal)
+    const write = writer(way.database)
+    let n = 0
+    let steps = 0
+    const restless = (name: string): void => {
+      write()
+      if (!name.startsWith('before')) return
+      way.database.commit({ kind: 'truncate', tables: n % 3 === 0 ? [orders, notes] : [orders] })
+      for (let i = 0; i < 3; i++)
+        way.database.commit({ kind: 'insert', table: orders, row: [`${i}`, `t${n}`, 'x', '0'] })
+      way.database.commit({ kind: 'update', table: orders, key: ['1'], row: ['1', undefined, `t${n++}`, '1'] })
+    }
+    const dying = way.parts((name) => {
+      restless(name)
+      if (++steps === crash) throw new Error('crash')
+    })
+    const first = await copyRound(dying, way.first, { epoch: 1, signal }, never).catch((error: unknown) => error)
+    if (first instanceof Error) {
+      assert.equal(first.message, 'crash')
+      assert.equal(await copyRound(way.parts(restless), undefined, { epoch: 2, signal }, never), 'done')
+    } else assert.equal(first, 'done')
+    await equalAtLast(way, signal)
+  }
+})
+
+test('in a copy that stays at its snapshot, a table that is truncated under it starts over', async () => {
+  const signal = AbortSignal.timeout(20_000)
+  await using way = await memoryWay(signal)
+  let loads = 0
+  const parts = way.parts((name) => {
+    if (name === 'before load' && ++loads === 2) way.database.commit({ kind: 'truncate', tables: [orders] })
+  })
+  assert.equal(await copyRound({ ...parts, keepHeld: true }, way.first, { epoch: 1, signal }, never), 'again')
 })
 
 test('a chunk that another worker copies is waited for, and not copied twice', async () => {

@@ -10,7 +10,7 @@ import { routes } from '../../../src/change-log/topics.ts'
 import { heartbeatPrefix, type Snapshot, type Source } from '../../../src/connector.ts'
 import { leases } from '../../../src/coordinate/lease.ts'
 import { memoryStore, type StateStore } from '../../../src/coordinate/state-store.ts'
-import { origin, tableName, type Position, type TableSchema } from '../../../src/model.ts'
+import { comparePositions, origin, tableName, type Position, type TableSchema } from '../../../src/model.ts'
 import { partitionsOf, registeredTables, startOver, type Registered } from '../../../src/registry.ts'
 import { topicsOf } from '../../../src/setup.ts'
 import type { CopyParts } from '../../../src/snapshot/copy.ts'
@@ -96,6 +96,7 @@ export async function memoryWay(signal: AbortSignal): Promise<Way> {
   }
   const trail = watermarkTrail()
   const own = (): ReturnType<typeof memoryLog> => memoryLog({ data: log.data })
+  const truncated = new Map<string, Position>()
   const publisher = createPublisher({
     pipeline,
     epoch: (await readTail(log, pipeline, signal)).epoch + 1,
@@ -104,6 +105,7 @@ export async function memoryWay(signal: AbortSignal): Promise<Way> {
     ends: await log.ends(partitions, signal),
     clock: () => performance.now(),
     limits: { roundBytes: 1e6, batchBytes: 1e6 },
+    onTruncate: (emptied, position) => emptied.forEach((table) => truncated.set(tableName(table), position)),
   })
   const stopping = AbortSignal.any([all, end.signal])
   run(capture(source, log, publisher, origin, { signal: all }, end.signal))
@@ -174,6 +176,16 @@ export async function memoryWay(signal: AbortSignal): Promise<Way> {
         ttl,
         keepHeld: false,
         stands: async (...given) => await hooked('stands', async () => await stands(...given)),
+        emptied: async ({ table }, after, signal) => {
+          const { position } = await source.health(signal)
+          await source.emit(heartbeatPrefix, new Uint8Array(), signal)
+          while (comparePositions(trail.latest?.position ?? origin, position) < 0) {
+            report()
+            await sleep(2, undefined, { signal })
+          }
+          const at = truncated.get(tableName(table))
+          return at !== undefined && comparePositions(at, after) > 0 ? at : undefined
+        },
         complete: async () => await hooked('complete', async () => {}),
         moved: async () => await hooked('moved', refresh),
         seen: () => {},
