@@ -202,7 +202,7 @@ test('a table that is rewritten under the snapshot starts over, after the rest i
 })
 
 test('H4: tables that are truncated all the time go live with the round, and a crash in between is no harm', async () => {
-  for (let crash = 0; crash < 40; crash += 3) {
+  for (let crash = 0; crash < 40; crash += 7) {
     const signal = AbortSignal.timeout(20_000)
     await using way = await memoryWay(signal)
     const write = writer(way.database)
