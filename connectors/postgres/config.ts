@@ -6,6 +6,8 @@ import { z } from 'zod'
 import { Failure } from '../../src/errors.ts'
 import { destroy } from './copy-out.ts'
 import { mapError } from './errors.ts'
+import { selectWorking } from './queries.ts'
+import { watchSilence } from './silence.ts'
 
 /** Where the server is and how to prove that it is the right one. The password is not enumerable: it shows in no print, log or JSON. */
 export type PostgresConfig = {
@@ -164,6 +166,11 @@ const pinned: Readonly<Record<string, string>> = {
   client_min_messages: 'warning',
   quote_all_identifiers: 'off',
   jit: 'off',
+  // What a worker that vanished with its machine or network has locked is free again after half a minute.
+  tcp_keepalives_idle: '10',
+  tcp_keepalives_interval: '5',
+  tcp_keepalives_count: '4',
+  tcp_user_timeout: '30000',
 }
 
 /** A client that is not connected yet. For connections that need no more than the startup packet, such as a replication stream. */
@@ -208,6 +215,7 @@ export async function connect(
   const replication = options.replication ? { replication: 'database' } : {}
   const client = new pg.Client({ ...clientConfig(config, options), ...replication })
   client.on('error', () => {})
+  endWhenSilent(client, config)
   // Asking to end would wait for an answer.
   const abandon = (): void => destroy(client)
   signal.addEventListener('abort', abandon, { once: true })
@@ -224,6 +232,29 @@ export async function connect(
     throw mapError(error, address(config))
   } finally {
     signal.removeEventListener('abort', abandon)
+  }
+}
+
+/** Ends the connection when nothing will come over it any more; every one from `connect` is watched already. */
+export function endWhenSilent(
+  client: pg.Client,
+  config: PostgresConfig,
+  options: { readonly always?: boolean; readonly silenceMs?: number } = {},
+): void {
+  watchSilence(client, { object: address(config), works: (pid, signal) => isWorking(config, pid, signal), ...options })
+}
+
+async function isWorking(config: PostgresConfig, pid: number, signal: AbortSignal): Promise<boolean> {
+  const client = new pg.Client(clientConfig(config, { name: 'sign of life' }))
+  client.on('error', () => {})
+  const abandon = (): void => destroy(client)
+  signal.addEventListener('abort', abandon, { once: true })
+  try {
+    await client.connect()
+    return await selectWorking(client, pid)
+  } finally {
+    signal.removeEventListener('abort', abandon)
+    void close(client)
   }
 }
 

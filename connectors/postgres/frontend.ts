@@ -1,6 +1,7 @@
 import { setImmediate } from 'node:timers/promises'
 import type { Connection, DatabaseError, Client, Submittable } from 'pg'
 import type { Output } from '../../src/output.ts'
+import { whileFeeding } from './silence.ts'
 
 /** What a round trip failed with, and how many statements of it had been executed before (none of them is committed). */
 export class RoundTripError extends Error {
@@ -222,7 +223,7 @@ export async function copyIn(client: Client, sql: string, frames: AsyncIterable<
         }
         exchange.onCopyIn = () => {
           exchange.sending()
-          pump().catch((error: unknown) => exchange.handleError(error))
+          whileFeeding(client, pump).catch((error: unknown) => exchange.handleError(error))
         }
       },
       ({ tag }) => resolve(Number(tag.slice('COPY '.length))),

@@ -239,3 +239,13 @@ export async function selectIdentity(client: pg.ClientBase): Promise<string> {
   )
   return rows[0]?.identity ?? ''
 }
+
+/** Whether the server works for the session of this process; not, when it waits for its client or for something to send to it. */
+export async function selectWorking(client: pg.ClientBase, pid: number): Promise<boolean> {
+  const { rows } = await client.query<{ works: boolean }>(
+    `select state = 'active' and coalesce(wait_event_type, '') not in ('Client', 'Activity') as works
+       from pg_stat_activity where pid = $1`,
+    [pid],
+  )
+  return rows[0]?.works === true
+}

@@ -7,7 +7,7 @@ import { Failure } from '../../src/errors.ts'
 import { tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
 import { ask } from './answer.ts'
 import { checkSource } from './check.ts'
-import { close, connect, replicationOptions, type PostgresConfig } from './config.ts'
+import { close, connect, endWhenSilent, replicationOptions, type PostgresConfig } from './config.ts'
 import { readDdl } from './ddl.ts'
 import { checkPlace, followTimeline } from './divergence.ts'
 import { parseLsn, positionOf, snapshotPosition } from './position.ts'
@@ -356,7 +356,12 @@ export async function openSource(
           ours: (origin: string) => origin.startsWith(`crossfade:${pipeline}:`),
           dir: join(context.dir, 'source'),
           onDecoded: seen.decoded,
-          prepare: (client: pg.Client) => sameSystem(client, made, after),
+          watch: (client: pg.Client) => endWhenSilent(client, config, { always: true }),
+          prepare: async (client: pg.Client) => {
+            // A large transaction is sent within one of the sender's own.
+            if (serverVersion >= 170_000) await client.query('set transaction_timeout = 0')
+            await sameSystem(client, made, after)
+          },
           statusIntervalMs: interval,
           ...(readAheadBytes === undefined ? {} : { readAheadBytes }),
           ...(spool === undefined ? {} : { spool }),

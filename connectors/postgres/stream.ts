@@ -39,14 +39,13 @@ export type StreamOptions = {
   readonly statusIntervalMs?: number
   readonly spool?: SpoolLimits
   readonly readAheadBytes?: number
-  /** A server that says nothing for so long, though it is asked, is gone. */
-  readonly silenceMs?: number
+  /** Ends the connection when the server, which is asked for a sign of life with each status, is gone. */
+  readonly watch?: (client: pg.Client) => void
 }
 
 const defaults = {
   statusIntervalMs: 5_000,
   readAheadBytes: 4 << 20,
-  silenceMs: 60_000,
   spool: { memoryBytes: 8 << 20, diskBytes: 64 * 2 ** 30 },
 }
 /** Answers to a server that asks without end come no more often. */
@@ -91,9 +90,6 @@ class PgoutputStream implements ChangeStream {
   /** Sent to the server; never goes back. */
   #flushed: bigint
   #askedAt = 0n
-  /** Since the last status; no clock is read for each message. */
-  #heard = true
-  #heardAt = 0
   #answeredAt = 0
   #answer: NodeJS.Timeout | undefined
   #statusTimer: NodeJS.Timeout | undefined
@@ -127,6 +123,7 @@ class PgoutputStream implements ChangeStream {
       name: 'pgoutput',
       options: {},
       start: async (client: pg.Client, _slot: string, lsn: string): Promise<unknown> => {
+        this.#options.watch?.(client)
         await this.#options.prepare?.(client)
         this.#socket = socketOf(client)
         this.#socket.on('data', (piece: Buffer) => this.#count(piece.length))
@@ -156,8 +153,8 @@ class PgoutputStream implements ChangeStream {
         )
     })
     this.#wake = undefined
-    this.#heardAt = performance.now()
-    this.#statusTimer = setInterval(() => this.#status(), this.#options.statusIntervalMs ?? defaults.statusIntervalMs)
+    // With statuses like these the server has no reason of its own to say anything: it is asked.
+    this.#statusTimer = setInterval(() => this.#send(true), this.#options.statusIntervalMs ?? defaults.statusIntervalMs)
     this.#send()
   }
 
@@ -235,7 +232,6 @@ class PgoutputStream implements ChangeStream {
 
   /** Called from the socket's data event for each message, whose bytes are used again: never throws. */
   #receive(message: Buffer): void {
-    this.#heard = true
     if (this.#failure || this.#closed) return
     try {
       if (this.#replay) {
@@ -326,7 +322,6 @@ class PgoutputStream implements ChangeStream {
 
   /** `end`: all before it was sent to us. */
   #heartbeat(end: bigint, asked: boolean): void {
-    this.#heard = true
     if (!asked || this.#closed) return
     // A server that shuts down waits until all is acknowledged: what lies behind the last event is so by this one.
     const idle = !this.#decoder.open && this.#inProgress === undefined && this.#replay === undefined
@@ -344,20 +339,6 @@ class PgoutputStream implements ChangeStream {
     const since = performance.now() - this.#answeredAt
     if (since >= answerPauseMs) this.#send()
     else this.#answer = setTimeout(() => this.#send(), answerPauseMs - since)
-  }
-
-  /** Keeps the connection alive, and asks for a sign of life: with answers like these the server has no reason of its own to say anything. */
-  #status(): void {
-    const now = performance.now()
-    // What a socket left alone by us would say is not heard.
-    if (this.#heard || this.#socket?.isPaused()) this.#heardAt = now
-    this.#heard = false
-    const silence = now - this.#heardAt
-    if (silence > (this.#options.silenceMs ?? defaults.silenceMs)) {
-      const observed = `the server said nothing for ${Math.round(silence / 1000)} s`
-      this.#fail(new Failure('SERVER_UNREACHABLE', { object: `slot ${this.#options.slot}`, observed }))
-    }
-    this.#send(true)
   }
 
   /** Tells the server what is durable. */

@@ -1,4 +1,5 @@
 import { createServer, connect, type AddressInfo, type Socket } from 'node:net'
+import { setTimeout } from 'node:timers/promises'
 
 /** A TCP proxy on 127.0.0.1 between two ends of a test, to hurt what runs between them. */
 export interface Proxy extends AsyncDisposable {
@@ -14,8 +15,14 @@ export interface Proxy extends AsyncDisposable {
   refuse(on: boolean): void
   /** Holds each piece of data back for this long, in both directions; 0 ends it. */
   delay(ms: number): void
-  /** Half-open: what the target answers is thrown away from now on; what the client sends arrives. */
+  /** Half-open: what the target answers is thrown away while true; what the client sends arrives. A connection that lost something stays so. */
   dropAnswers(on: boolean): void
+  /** Half-open in the other direction. */
+  dropRequests(on: boolean): void
+  /** Black hole that never gives back: both of these, for new connections too. */
+  swallow(on: boolean): void
+  /** Each n-th piece of answers is lost and its connection reset: what it answered has happened. 0 ends it. */
+  loseAnswers(n: number): void
   /** Looks at every piece on its way, as TCP brings it; undefined ends it. */
   watch(look: Look | undefined): void
   close(): Promise<void>
@@ -25,15 +32,26 @@ export interface Proxy extends AsyncDisposable {
  *  number that no other has. */
 export type Look = (piece: Buffer, isAnswer: boolean, connection: number) => 'pass' | 'lose' | 'cut'
 
-/** Resolves when the proxy takes connections. Its connections and listener live until `close`. */
-export async function startProxy(targetPort: number, targetHost = '127.0.0.1'): Promise<Proxy> {
-  const pairs = new Set<{ client: Socket; target: Socket }>()
+type Direction = { dropping: boolean }
+type Pair = { readonly client: Socket; readonly target: Socket; spared: boolean; readonly number: number }
+
+/** Resolves when the proxy takes connections, on `port` or any. Its connections and listener live until `close`. `only`: those whose first bytes are such
+ *  are hurt, the others go through whatever is done; `refuse` and `pause` know no difference. */
+export async function startProxy(
+  targetPort: number,
+  targetHost = '127.0.0.1',
+  { port: wanted = 0, only }: { readonly port?: number; readonly only?: (first: Buffer) => boolean } = {},
+): Promise<Proxy> {
+  const pairs = new Set<Pair>()
   let paused = false
   let refusing = false
-  let droppingAnswers = false
   let delayMs = 0
+  let loseEvery = 0
+  let answers = 0
   let look: Look | undefined
   let number = 0
+  const toTarget: Direction = { dropping: false }
+  const toClient: Direction = { dropping: false }
 
   const server = createServer({ noDelay: true }, (client) => {
     if (refusing) {
@@ -42,11 +60,11 @@ export async function startProxy(targetPort: number, targetHost = '127.0.0.1'): 
       return
     }
     const target = connect({ port: targetPort, host: targetHost, noDelay: true })
-    const pair = { client, target }
+    const pair: Pair = { client, target, spared: false, number: ++number }
     pairs.add(pair)
-    number++
-    join(client, target, false, number)
-    join(target, client, true, number)
+    if (only) client.once('data', (first) => (pair.spared = !only(first)))
+    join(pair, client, target, toTarget)
+    join(pair, target, client, toClient)
     client.once('close', () => pairs.delete(pair))
     if (paused) {
       client.pause()
@@ -54,36 +72,51 @@ export async function startProxy(targetPort: number, targetHost = '127.0.0.1'): 
     }
   })
 
-  function join(from: Socket, to: Socket, isAnswer: boolean, connection: number): void {
+  function join(pair: Pair, from: Socket, to: Socket, direction: Direction): void {
+    let deaf = false
+    let delayed: Promise<void> | undefined
+    /** At its time, and behind what was delayed before. */
+    const inTurn = (work: () => void): void => {
+      if ((delayMs === 0 || pair.spared) && delayed === undefined) return work()
+      const due = setTimeout(delayMs)
+      const mine: Promise<void> = Promise.all([delayed, due]).then(() => {
+        if (delayed === mine) delayed = undefined
+        work()
+      })
+      delayed = mine
+    }
     from.on('data', (data) => {
-      if (isAnswer && droppingAnswers) return
-      const fate = look?.(data, isAnswer, connection)
+      deaf ||= direction.dropping && !pair.spared
+      if (deaf) return
+      const fate = look?.(data, direction === toClient, pair.number)
       if (fate === 'lose') return
-      if (fate === 'cut') {
+      const isLost = direction === toClient && loseEvery > 0 && !pair.spared && ++answers % loseEvery === 0
+      if (fate === 'cut' || isLost) {
         from.resetAndDestroy()
-        to.resetAndDestroy()
-        return
+        return void to.resetAndDestroy()
       }
-      if (delayMs > 0) return void setTimeout(() => to.write(data), delayMs)
-      if (to.write(data)) return
-      from.pause()
-      to.once('drain', () => {
-        if (!paused) from.resume()
+      inTurn(() => {
+        if (to.destroyed || to.write(data)) return
+        from.pause()
+        to.once('drain', () => {
+          if (!paused) from.resume()
+        })
       })
     })
-    from.once('end', () => setTimeout(() => to.end(), delayMs))
+    from.once('end', () => inTurn(() => deaf || (direction.dropping && !pair.spared) || to.end()))
     from.once('error', () => to.resetAndDestroy())
-    from.once('close', () => setTimeout(() => to.destroy(), delayMs))
+    from.once('close', () => inTurn(() => to.destroy()))
   }
 
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject)
-    server.listen(0, '127.0.0.1', resolve)
+    server.listen(wanted, '127.0.0.1', resolve)
   })
   const { port } = server.address() as AddressInfo
 
   function cut(): void {
-    for (const { client, target } of pairs) {
+    for (const { client, target, spared } of pairs) {
+      if (spared) continue
       client.resetAndDestroy()
       target.resetAndDestroy()
     }
@@ -116,13 +149,23 @@ export async function startProxy(targetPort: number, targetHost = '127.0.0.1'): 
       delayMs = ms
     },
     dropAnswers(on) {
-      droppingAnswers = on
+      toClient.dropping = on
+    },
+    dropRequests(on) {
+      toTarget.dropping = on
+    },
+    swallow(on) {
+      toClient.dropping = toTarget.dropping = on
+    },
+    loseAnswers(n) {
+      loseEvery = n
     },
     watch(next) {
       look = next
     },
     async close() {
       const closed = new Promise<void>((resolve) => server.close(() => resolve()))
+      for (const pair of pairs) pair.spared = false
       cut()
       await closed
     },
