@@ -16,6 +16,7 @@ import type {
 } from './model.ts'
 import type { ChangeBatch, LaneBatch, Rows } from './rows.ts'
 import type { StateStore } from './coordinate/state-store.ts'
+import type { ErrorCode } from './errors.ts'
 import type { Logger } from './logger.ts'
 /** One result of a preflight. `unknown`: could not be checked, never counts as ok. `remedy` can be copied and run. */
 export type Finding = {
@@ -24,6 +25,8 @@ export type Finding = {
   readonly observed: string
   readonly needed: string
   readonly remedy?: string
+  /** Of the error that kept it from being checked. */
+  readonly code?: ErrorCode
 }
 export type Digest = { readonly rows: number; readonly sums: readonly [bigint, bigint] }
 /** Whether a table is part of the pipeline. `within`: what it is a part of and may be named by, such as a partitioned table. Asked of every table that

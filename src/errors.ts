@@ -7,6 +7,7 @@ export type ErrorCode =
   | 'SERVER_UNREACHABLE'
   | 'NO_RIGHTS'
   | 'SERVER_BUSY'
+  | 'DATABASE_MISSING'
   | 'TABLE_MISSING'
   | 'TABLE_CHANGED'
   | 'TABLE_REWRITTEN'
@@ -68,6 +69,7 @@ export const codes: Readonly<Record<ErrorCode, Code>> = {
     'A server cannot take the work at the moment',
     'Nothing, unless it lasts: then look at the server',
   ),
+  DATABASE_MISSING: operator('A database does not exist', 'Create it, or correct its name in the address'),
   TABLE_MISSING: operator('A table does not exist', 'Create it, or leave it out by tables.exclude'),
   TABLE_CHANGED: stop(
     'A table is not as it was recorded',

@@ -30,6 +30,7 @@ export async function checkPipeline(
       const { code, facts, message } = asFailure(error)
       findings.push({
         id,
+        code,
         level: 'blocker',
         observed: `${code}: ${facts.observed ?? message}`,
         needed: facts.needed ?? 'an answer',

@@ -76,6 +76,9 @@ export function checkVersion(end: 'source' | 'target', server: ServerRow): reado
         server.encoding === 'SQL_ASCII' ? 'blocker' : 'warning',
         `the database is encoded in ${server.encoding}`,
         'UTF8, or text that can be converted to it',
+        server.encoding === 'SQL_ASCII'
+          ? `It says nothing about its bytes: load a dump of it into a database made with ENCODING 'UTF8', after converting what is not, and use that one`
+          : undefined,
       ),
     )
   return found

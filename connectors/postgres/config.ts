@@ -203,7 +203,7 @@ export function replicationOptions(config: PostgresConfig, name: string, pipelin
 
 /**
  * Opens a session with the pinned settings. The caller ends it. Rejects within 10 s: SERVER_UNREACHABLE with host and
- * port, NO_RIGHTS, TABLE_MISSING never. A connection lost later is reported by whatever query runs then; an `error`
+ * port, NO_RIGHTS, DATABASE_MISSING. A connection lost later is reported by whatever query runs then; an `error`
  * event is always listened to, so it never ends the process.
  */
 export async function connect(

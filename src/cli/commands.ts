@@ -188,6 +188,9 @@ async function check(call: Call): Promise<number> {
       `${call.mask(JSON.stringify({ v: 1, pipeline: config.name, ready: counts.blocker + counts.unknown === 0, counts, findings }))}\n`,
     )
   else host.out.write(call.mask(renderFindings(findings, widthOf(host.out), host.out.paint)))
+  // A server that let nobody in outweighs what was found at the other.
+  const away = findings.find(({ code }) => code !== undefined && codes[code].exit === codes.SERVER_UNREACHABLE.exit)
+  if (away?.code !== undefined) return codes[away.code].exit
   return counts.blocker > 0 ? 1 : counts.unknown > 0 ? 3 : 0
 }
 

@@ -113,7 +113,8 @@ const escape = (text: string): string => text.replaceAll('|', '\\|')
 
 function errorsPage(): string {
   const policies: Readonly<Record<Code['policy'], string>> = {
-    retry: 'tried again with growing pauses, for ever',
+    retry:
+      'tried again with growing pauses, for ever; before `run` has begun it ends at once, because what hinders a start is for you to see',
     operator: 'the run ends; run again when the cause is mended',
     stop: 'the run ends; nothing further is written until you decide',
     bug: 'the run ends; a defect of ours',

@@ -56,6 +56,14 @@ describe('a start that cannot succeed', { ...needs('pg'), concurrency: 3 }, () =
     assert.match(check.stdout, /"public\.nothing" matches no\s+table/)
   })
 
+  it('does not guess at an encoding that says nothing', async () => {
+    await using pipeline = await prepared()
+    const ascii = uniqueName('ascii')
+    await sql(server.adminUrl, `create database ${ascii} encoding 'SQL_ASCII' template template0`)
+    const bytes = await pipeline.refused({ SOURCE_URL: server.url(ascii) })
+    assert.match(blocker(bytes, 'source.encoding').next ?? '', /ENCODING 'UTF8'/)
+  })
+
   it('names each right that is missing at the source, with statements that give them', async () => {
     await using pipeline = await prepared()
     const role = await weakRole()
@@ -208,7 +216,7 @@ describe('a start that cannot succeed', { ...needs('pg'), concurrency: 3 }, () =
       assert.match(refusal.error.observed ?? '', /ECONNREFUSED/)
       assert.deepEqual(await leftAtSource(pipeline), [])
       const check = await pipeline.command(['check'], env)
-      assert.equal(check.code, 1)
+      assert.equal(check.code, 5)
       assert.match(check.stdout, /SERVER_UNREACHABLE/)
     })
   }
@@ -226,6 +234,7 @@ describe('a start that cannot succeed', { ...needs('pg'), concurrency: 3 }, () =
   it('names a database that is not there', async () => {
     await using pipeline = await prepared()
     const refusal = await pipeline.refused({ TARGET_URL: server.url('no_such_database') })
+    assert.equal(refusal.error.code, 'DATABASE_MISSING')
     assert.match(refusal.error.observed ?? '', /database "no_such_database" does not exist/)
     assert.match(refusal.error.next ?? '', /Create the database/)
     assert.equal(refusal.code, 1)

@@ -17,7 +17,7 @@ describe('connect', needs('pg'), () => {
     const { adminUrl } = await postgres()
     const missing = new URL(adminUrl)
     missing.pathname = '/no_such_database'
-    await fails(missing.href, 'TABLE_MISSING', /no_such_database/)
+    await fails(missing.href, 'DATABASE_MISSING', /no_such_database/)
     const nobody = new URL(adminUrl)
     nobody.username = 'no_such_role'
     await fails(nobody.href, 'NO_RIGHTS', /no_such_role/)

@@ -23,7 +23,7 @@ describe('mapError', () => {
     [server('53400', 'all replication slots are in use'), 'SLOT_LIMIT'],
     [server('42501', 'permission denied for table t'), 'NO_RIGHTS'],
     [server('28P01', 'password authentication failed'), 'NO_RIGHTS'],
-    [server('3D000', 'database "x" does not exist'), 'TABLE_MISSING'],
+    [server('3D000', 'database "x" does not exist'), 'DATABASE_MISSING'],
     [server('42P01', 'relation "t" does not exist'), 'TABLE_MISSING'],
     [server('23505', 'duplicate key value'), 'ROW_REJECTED'],
     [server('22P02', 'invalid input syntax'), 'ROW_REJECTED'],

@@ -118,6 +118,16 @@ describe('check', () => {
     })
   }
 
+  it('ends with 5 where a server was not reached or let nobody in, whatever else was found', async () => {
+    const other: Finding = { id: 'a', level: 'blocker', observed: '', needed: '' }
+    for (const code of ['SERVER_UNREACHABLE', 'NO_RIGHTS'] as const) {
+      const { code: exit } = await cli(['check'], pipeline({ check: async () => [other, { ...other, code }] }))
+      assert.equal(exit, 5)
+    }
+    const missing = await cli(['check'], pipeline({ check: async () => [{ ...other, code: 'DATABASE_MISSING' }] }))
+    assert.equal(missing.code, 1)
+  })
+
   it('does not say ready of what could not be checked', () => {
     const text = renderFindings([{ id: 'x', level: 'unknown', observed: '', needed: '' }], 80, plain)
     assert.match(text, /Not proved ready/)
