@@ -63,6 +63,24 @@ for (const version of [18, 14] as const) {
       await bed.retain(source)
     })
 
+    test('H31: a prepared transaction that holds the new slot up is named, and nothing is left', async () => {
+      await using bed = await bedOf()
+      const gid = `held ${bed.pipeline}`
+      await bed.client.query(`begin; insert into a values (1, 'x'); prepare transaction '${gid}'`)
+      await using source = await bed.open({ snapshotLimitMs: 500 })
+      await assert.rejects(bed.retain(source), (error: Error & { code: string }) => {
+        assert.equal(error.code, 'SNAPSHOT_BLOCKED')
+        assert.match(error.message, new RegExp(`prepared transaction '${gid}' of postgres`))
+        return true
+      })
+      const { rows } = await bed.client.query(
+        'select slot_name from pg_replication_slots where database = current_database() union all select pubname from pg_publication',
+      )
+      assert.deepEqual(rows, [])
+      await bed.client.query(`commit prepared '${gid}'`)
+      await bed.retain(source)
+    })
+
     test('a slot of this name that somebody else made is not touched', async () => {
       await using bed = await bedOf()
       await bed.client.query(`select pg_create_logical_replication_slot('${bed.name}', 'pgoutput')`)
@@ -299,6 +317,14 @@ async function untilActive(bed: PgSourceBed): Promise<void> {
   throw new Error('nobody reads the slot')
 }
 
+async function untilRow(client: pg.Client, query: string): Promise<pg.QueryResult> {
+  for (const deadline = performance.now() + 10_000; performance.now() < deadline; await sleep(20)) {
+    const result = await client.query(query)
+    if (result.rows.length > 0) return result
+  }
+  throw new Error(`no row: ${query}`)
+}
+
 suite('a server of its own', needs('pg'), () => {
   test('a commit that waits for a standby is streamed before it is visible', async () => {
     await using server = await startPostgres()
@@ -323,6 +349,30 @@ suite('a server of its own', needs('pg'), () => {
     assert.equal(await seen, 'visible')
     await writer.end()
     await admin.end()
+  })
+
+  test('H34: a heartbeat stands outside of transactions, and waits for no standby', async () => {
+    await using server = await startPostgres()
+    await using bed = await pgSourceBed(await server.createDatabase('heartbeat'), ddl)
+    await using source = await bed.open()
+    await bed.retain(source)
+    await bed.client.query(`select pg_create_logical_replication_slot('watched', 'pgoutput')`)
+    await bed.client.query("alter system set synchronous_standby_names = 'nobody'")
+    await bed.client.query('select pg_reload_conf()')
+    await bed.client.query('select pg_sleep(0.3)')
+    const stalled = bed.client.query("insert into a values (1, 'x')")
+    const client = await other(bed)
+    await untilRow(client, `select from pg_stat_activity where wait_event = 'SyncRep'`)
+    const emitted = source.emit(heartbeatPrefix, Buffer.from('beat'), never).then(() => 'emitted' as const)
+    assert.equal(await Promise.race([emitted, sleep(5_000)]), 'emitted')
+    const peek = `select get_byte(data, 1) as flags from pg_logical_slot_peek_binary_changes('watched', null, null,
+       'proto_version', '1', 'publication_names', '${bed.name}', 'messages', 'true') where get_byte(data, 0) = 77`
+    assert.deepEqual((await untilRow(client, peek)).rows, [{ flags: 0 }])
+    await client.query("alter system set synchronous_standby_names = ''")
+    await client.query('select pg_reload_conf()')
+    await stalled
+    await client.query(`select pg_drop_replication_slot('watched')`)
+    await client.end()
   })
 
   test('a new timeline is followed where it left the old one behind all that was published, and only there', async () => {
