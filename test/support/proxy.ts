@@ -25,6 +25,8 @@ export interface Proxy extends AsyncDisposable {
   loseAnswers(n: number): void
   /** Looks at every piece on its way, as TCP brings it; undefined ends it. */
   watch(look: Look | undefined): void
+  /** New connections go to this port. */
+  redirect(port: number): void
   close(): Promise<void>
 }
 
@@ -38,11 +40,12 @@ type Pair = { readonly client: Socket; readonly target: Socket; spared: boolean;
 /** Resolves when the proxy takes connections, on `port` or any. Its connections and listener live until `close`. `only`: those whose first bytes are such
  *  are hurt, the others go through whatever is done; `refuse` and `pause` know no difference. */
 export async function startProxy(
-  targetPort: number,
+  firstPort: number,
   targetHost = '127.0.0.1',
   { port: wanted = 0, only }: { readonly port?: number; readonly only?: (first: Buffer) => boolean } = {},
 ): Promise<Proxy> {
   const pairs = new Set<Pair>()
+  let targetPort = firstPort
   let paused = false
   let refusing = false
   let delayMs = 0
@@ -162,6 +165,8 @@ export async function startProxy(
     },
     watch(next) {
       look = next
+    redirect(port) {
+      targetPort = port
     },
     async close() {
       const closed = new Promise<void>((resolve) => server.close(() => resolve()))

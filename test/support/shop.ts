@@ -72,7 +72,7 @@ export type Writers = {
 }
 
 /** Writes to the shop from several connections until stopped, with pauses so that a small machine is not filled by the load alone.
- *  Reconnects for ever: the source may be restarted meanwhile. */
+ *  Reconnects for ever: the source may be restarted meanwhile. `first`: the number of the first writer, which no other call may use. */
 export function startWriters(
   url: string,
   {
@@ -80,7 +80,8 @@ export function startWriters(
     seed = 1,
     pause = 2,
     truncates = true,
-  }: { writers?: number; seed?: number; pause?: number; truncates?: boolean } = {},
+    first = 0,
+  }: { writers?: number; seed?: number; pause?: number; truncates?: boolean; first?: number } = {},
 ): Writers {
   let commits = 0
   let stopped = false
@@ -101,7 +102,7 @@ export function startWriters(
           try {
             await client.query('begin')
             if (transfer) await moveMoney(client, random, writer, n)
-            else await shopping(client, random, truncates && writer === 0)
+            else await shopping(client, random, truncates && writer === first)
           } catch (error) {
             if (!(error instanceof pg.DatabaseError) || error.code === '57P01') throw error
             await client.query('rollback')
@@ -121,7 +122,7 @@ export function startWriters(
       }
     }
   }
-  const running = Array.from({ length: writers }, (_, i) => write(i))
+  const running = Array.from({ length: writers }, (_, i) => write(first + i))
   return {
     acknowledged: () => commits,
     async stop() {
