@@ -165,6 +165,7 @@ export async function startProxy(
     },
     watch(next) {
       look = next
+    },
     redirect(port) {
       targetPort = port
     },
