@@ -74,7 +74,8 @@ describe('a session whose server does not answer', needs('pg'), () => {
       lose(false)
       assert.ok(failure instanceof Error)
       assert.match(failure.message, /^SERVER_UNREACHABLE: .*no answer for/)
-      assert.ok(performance.now() - began < 10 * silenceMs)
+      // Far below what TCP itself would take.
+      assert.ok(performance.now() - began < 20_000)
     })
   }
 
