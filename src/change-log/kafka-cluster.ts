@@ -11,7 +11,8 @@ export interface KafkaCluster {
   learn(partitions: readonly TopicPartition[], signal: AbortSignal): Promise<void>
   /** Node id; undefined where there is none at the moment. */
   leader(at: TopicPartition): number | undefined
-  /** One request to a node. Rejects when the connection breaks or no answer comes in time: the outcome is unknown, and the connection is dropped. */
+  /** One request to a node. Rejects when the connection breaks, no answer comes in time, or none while the others count the node as gone: the outcome is
+   *  unknown, and the connection is dropped. */
   send(node: number, request: KafkaRequest, timeout: number, signal: AbortSignal): Promise<Buffer>
   /** Any node that answers. */
   anyNode(signal: AbortSignal): Promise<number>
@@ -107,6 +108,33 @@ export function kafkaCluster(address: KafkaAddress, ids: Map<string, string> = n
     })
   }
 
+  /** A frozen node answers nobody, and its partitions have other leaders long before its time is over. */
+  async function unlessGone(
+    { id, host, port }: BrokerAt,
+    answer: Promise<Buffer>,
+    signal: AbortSignal,
+  ): Promise<Buffer> {
+    let answered = false
+    const done = answer.then(
+      () => void (answered = true),
+      () => void (answered = true),
+    )
+    for (;;) {
+      await soon(done)
+      if (answered || closed || signal.aborted) return answer
+      const named = await ask([], signal).catch(() => undefined)
+      if (answered || named === undefined || named.brokers.some((each) => each.id === id)) continue
+      const key = `${host}:${port}`
+      const silent = wires.get(key)
+      wires.delete(key)
+      silent?.then(
+        (made) => made.destroy(),
+        () => {},
+      )
+      throw unreachable(key, new Error('it is silent, and the others no longer name it'))
+    }
+  }
+
   function keep(metadata: Metadata): void {
     brokers = metadata.brokers
     learned = performance.now()
@@ -151,7 +179,8 @@ export function kafkaCluster(address: KafkaAddress, ids: Map<string, string> = n
     async send(node, request, timeout, signal) {
       const broker = brokers.find((each) => each.id === node)
       if (broker === undefined) throw unreachable(`node ${node}`, new Error('it is not known'))
-      return abortable(exchange(broker.host, broker.port, request, timeout), signal)
+      const answer = exchange(broker.host, broker.port, request, timeout)
+      return abortable(unlessGone(broker, answer, signal), signal)
     },
     async anyNode(signal) {
       if (brokers.length === 0) keep(await ask([], signal))
