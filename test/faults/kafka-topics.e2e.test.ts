@@ -61,7 +61,7 @@ describe(
     for (const what of ['data', 'control', 'schemas']) {
       for (const anew of [false, true]) {
         const fault = `its ${what} topic deleted${anew ? ' and made anew' : ''}`
-        it(`H23: ${fault} while it runs: it stops and says so`, async (t) => {
+        it(`H23: a topic taken away while it runs: ${fault}: it stops and says so`, async (t) => {
           await using pipeline = await prepared()
           const worker = pipeline.run()
           await untilEqual(pipeline, worker)
@@ -77,7 +77,7 @@ describe(
           await assertNoHole(pipeline)
         })
 
-        it(`H23: ${fault} while it is stopped: it does not start`, async (t) => {
+        it(`H23: a topic taken away while it is stopped: ${fault}: it does not start`, async (t) => {
           await using pipeline = await prepared()
           const worker = pipeline.run()
           await untilEqual(pipeline, worker)
