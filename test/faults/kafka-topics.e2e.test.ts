@@ -61,7 +61,7 @@ describe(
     for (const what of ['data', 'control', 'schemas']) {
       for (const anew of [false, true]) {
         const fault = `its ${what} topic deleted${anew ? ' and made anew' : ''}`
-        it(`H23: a topic taken away while it runs: ${fault}: it stops and says so`, async (t) => {
+        it(`H23: a topic taken away while it runs: ${fault}: it stops and says so`, { timeout: 240_000 }, async (t) => {
           await using pipeline = await prepared()
           const worker = pipeline.run()
           await untilEqual(pipeline, worker)

@@ -70,7 +70,7 @@ describe('answers that never arrive', { ...needs('pg', 'kafka'), timeout: 600_00
     ticks.worst()
     const commits = writers.acknowledged()
     proxy.watch(look)
-    const deadline = performance.now() + 90_000
+    const deadline = performance.now() + 120_000
     while (count() < enough && performance.now() < deadline) await sleep(50)
     proxy.watch(undefined)
     assert.ok(count() >= enough, `${count()} only: ${worker.output().slice(-3000)}`)
@@ -80,7 +80,7 @@ describe('answers that never arrive', { ...needs('pg', 'kafka'), timeout: 600_00
     await until(async () => (worker.pid > 0 ? [] : ['no worker']), { seconds: 1, worker })
   }
 
-  it('H30: the broker has appended, the connection breaks before it says so', async (t) => {
+  it('H30: the broker has appended, the connection breaks before it says so', { timeout: 240_000 }, async (t) => {
     const produce = producing()
     let cuts = 0
     const look: Look = (piece, isAnswer, connection) => {
@@ -91,18 +91,27 @@ describe('answers that never arrive', { ...needs('pg', 'kafka'), timeout: 600_00
     await under(t, toBroker, { look, count: () => cuts, enough: 60, fault: 'the answer to a produce request cut off' })
   })
 
-  it('H30: the broker has appended, and its answer is swallowed by a connection that stays open', async (t) => {
-    const produce = producing()
-    let swallowed = 0
-    const look: Look = (piece, isAnswer, connection) => {
-      if (!produce(piece, isAnswer, connection) || swallowed >= 1) return 'pass'
-      swallowed++
-      return 'lose'
-    }
-    await under(t, toBroker, { look, count: () => swallowed, enough: 1, fault: 'the answer to a produce request lost' })
-  })
+  it(
+    'H30: the broker has appended, and its answer is swallowed by a connection that stays open',
+    { timeout: 240_000 },
+    async (t) => {
+      const produce = producing()
+      let swallowed = 0
+      const look: Look = (piece, isAnswer, connection) => {
+        if (!produce(piece, isAnswer, connection) || swallowed >= 1) return 'pass'
+        swallowed++
+        return 'lose'
+      }
+      await under(t, toBroker, {
+        look,
+        count: () => swallowed,
+        enough: 1,
+        fault: 'the answer to a produce request lost',
+      })
+    },
+  )
 
-  it('the target has committed, the connection breaks before it says so', async (t) => {
+  it('the target has committed, the connection breaks before it says so', { timeout: 240_000 }, async (t) => {
     const asked = new Map<number, number>()
     let cuts = 0
     const look: Look = (piece, isAnswer, connection) => {
@@ -119,7 +128,7 @@ describe('answers that never arrive', { ...needs('pg', 'kafka'), timeout: 600_00
     await under(t, toTarget, { look, count: () => cuts, enough: 20, fault: 'the answer to a batch’s commit cut off' })
   })
 
-  it('the acknowledgement to the source is lost, then the connection', async (t) => {
+  it('the acknowledgement to the source is lost, then the connection', { timeout: 240_000 }, async (t) => {
     let lost = 0
     let cuts = 0
     const look: Look = (piece, isAnswer) => {
@@ -143,17 +152,21 @@ describe('answers that never arrive', { ...needs('pg', 'kafka'), timeout: 600_00
     })
   })
 
-  it('every answer of the target to anybody may be lost: state, leases, claims too', async (t) => {
-    let cuts = 0
-    const look: Look = (piece, isAnswer) => {
-      if (!isAnswer || !piece.subarray(-6).equals(ready) || random() > 0.03) return 'pass'
-      cuts++
-      return 'cut'
-    }
-    await under(t, toTarget, { look, count: () => cuts, enough: 15, fault: 'any answer of the target cut off' })
-  })
+  it(
+    'every answer of the target to anybody may be lost: state, leases, claims too',
+    { timeout: 240_000 },
+    async (t) => {
+      let cuts = 0
+      const look: Look = (piece, isAnswer) => {
+        if (!isAnswer || !piece.subarray(-6).equals(ready) || random() > 0.03) return 'pass'
+        cuts++
+        return 'cut'
+      }
+      await under(t, toTarget, { look, count: () => cuts, enough: 15, fault: 'any answer of the target cut off' })
+    },
+  )
 
-  it('nothing is lost or doubled by all that: contents, money and ledger', async (t) => {
+  it('nothing is lost or doubled by all that: contents, money and ledger', { timeout: 240_000 }, async (t) => {
     t.diagnostic(`CROSSFADE_SEED=${seed}`)
     await ticks.stop()
     const written = await writers.stop()
