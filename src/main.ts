@@ -20,9 +20,10 @@ function version(): string {
 }
 
 const stop = new AbortController()
-let stoppedBy: 'SIGINT' | 'SIGTERM' | undefined
-const exitCode = (signal: 'SIGINT' | 'SIGTERM'): number => 128 + constants.signals[signal]
-const onSignal = (signal: 'SIGINT' | 'SIGTERM'): void => {
+type Ending = 'SIGINT' | 'SIGTERM' | 'SIGHUP'
+let stoppedBy: Ending | undefined
+const exitCode = (signal: Ending): number => 128 + constants.signals[signal]
+const onSignal = (signal: Ending): void => {
   if (stoppedBy !== undefined) {
     process.stderr.write('\nStopped at once. Run again: it carries on where it was.\n')
     process.exit(exitCode(signal))
@@ -35,6 +36,8 @@ const onSignal = (signal: 'SIGINT' | 'SIGTERM'): void => {
 }
 process.on('SIGINT', onSignal)
 process.on('SIGTERM', onSignal)
+// The terminal is gone: nobody sees it any more, and what is in hand is finished all the same.
+process.on('SIGHUP', onSignal)
 
 const screen = (stream: NodeJS.WriteStream): Screen & { readonly paint: Paint } => ({
   // A reader that went away, as `head` does, is no reason to stop a migration.

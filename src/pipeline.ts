@@ -166,11 +166,19 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   share(partitions, config.apply.lanes).forEach((mine, i) =>
     tasks.start(`lane ${i}`, (signal) => laneTask(run, i, mine, signal)),
   )
+  const stopping = (): void => {
+    log.info({}, 'stopping: what is in hand is finished first')
+    board.phase = 'stopping'
+    watch(board.status())
+  }
+  stop.addEventListener('abort', stopping, { once: true })
+  using _ = { [Symbol.dispose]: () => stop.removeEventListener('abort', stopping) }
+  if (stop.aborted) stopping()
   let copied = false
   let first = snapshot
   tasks.start('copy', async (signal) => {
     if (config.mode !== 'incremental') {
-      board.phase = 'copying'
+      if (!stop.aborted) board.phase = 'copying'
       const given = first
       first = undefined
       const begin = given === undefined ? undefined : { source, snapshot: given }
@@ -179,7 +187,7 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
     }
     if (config.mode === 'full') return tasks.end()
     board.observe({ copies: await sink.copies(signal) }) // without them no lag is proved
-    board.phase = 'streaming'
+    if (!stop.aborted) board.phase = 'streaming'
   })
   await tasks.ended()
   board.phase = 'stopped'

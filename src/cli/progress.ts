@@ -138,6 +138,8 @@ export function renderFrame(
     )
   }
   lines.push(changesLine(status, width))
+  if (status.phase === 'stopping')
+    lines.push(shorten('  what is in hand is finished first; Ctrl-C once more to stop at once', width))
   const { error } = status
   if (error) {
     const text = [error.facts.object, error.facts.observed].filter((part) => part !== undefined).join(': ')

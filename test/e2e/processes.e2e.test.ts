@@ -115,7 +115,7 @@ describe('processes of one pipeline', { ...needs('pg'), concurrency: 3 }, () => 
     assert.equal((await next.stop()).code, 0)
   })
 
-  it('end with 0 at SIGTERM while they stand by', async () => {
+  it('end with 0 at SIGTERM while they stand by, and at SIGHUP with what is in hand finished', async () => {
     await using pipeline = await prepared(10)
     const first = pipeline.run()
     await untilEqual(pipeline, first)
@@ -124,7 +124,10 @@ describe('processes of one pipeline', { ...needs('pg'), concurrency: 3 }, () => 
     assert.equal((await second.stop()).code, 0)
     await insert(pipeline, 5001)
     await untilEqual(pipeline, first)
-    assert.equal((await first.stop()).code, 0)
+    process.kill(first.pid, 'SIGHUP')
+    const end = await first.ended
+    assert.deepEqual([end.code, end.signal], [0, null], end.stderr)
+    assert.match(end.stdout, / stopping [^]*stopped cleanly/)
   })
 
   it('do not share an embedded log', async () => {
