@@ -118,6 +118,8 @@ export interface Source extends AsyncDisposable {
 }
 /** `value`: the next one it would give out. */
 export type Counter = { readonly name: string; readonly value: bigint }
+/** With the chunks that are done and the rows each loaded; a live table's are forgotten. */
+export type CopyState = TableCopy & { readonly done: readonly Chunk['id'][]; readonly loaded: readonly number[] }
 /** The end of the log when a table is added, and the highest epoch anyone wrote there: all up to `position` is in its copy, or was there before. */
 export type Start = { readonly ends: readonly Offset[]; readonly position: Position; readonly epoch: Epoch }
 /** Changes go here. Every call may be repeated with the same arguments. */
@@ -141,7 +143,7 @@ export interface Sink extends AsyncDisposable {
   setCopy(copy: TableCopy, epoch: Epoch, signal: AbortSignal, start?: Start): Promise<void>
   /** Forgets a table's copy, chunks and checkpoints; its rows stay as they are. No truncate touches it, and no barrier waits for it, any more. */
   leave(table: TableId, signal: AbortSignal): Promise<void>
-  copies(signal: AbortSignal): Promise<readonly (TableCopy & { readonly done: readonly Chunk['id'][] })[]>
+  copies(signal: AbortSignal): Promise<readonly CopyState[]>
   checkpoints(signal: AbortSignal): Promise<readonly Checkpoint[]>
   lane(signal: AbortSignal): Promise<Lane>
   /** Sets counters so that the next value given out is theirs; a counter the target does not have is left out. */

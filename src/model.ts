@@ -41,12 +41,13 @@ export type Checkpoint = Offset & {
 /** One partition's step. Its transaction fails unless the row still has this claim, hold and loose, and the offset `from`. */
 export type Advance = { readonly from: number; readonly to: Checkpoint }
 /** Where a table's copy stands; in the target. Not `live`: its partitions hold at `snapshot`, the position its missing chunks are read at ('': no
- *  snapshot yet). */
+ *  snapshot yet). `rows`: how many were copied, once it is live. */
 export type TableCopy = {
   readonly table: TableId
   readonly partitions: readonly TopicPartition[]
   readonly snapshot: Position
   readonly live: boolean
+  readonly rows?: number
 }
 /** `position` is applied once every checkpoint has reached its offset in `ends`. */
 export type Watermark = {

@@ -157,6 +157,7 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
     start,
     truncated: new Map(),
     batchers: new Map(),
+    ended: { applied: 0 },
     halt: tasks.halt,
   }
   tasks.start('capture', (signal) => captureTask(run, signal))

@@ -43,8 +43,8 @@ export type Status = {
   readonly tables: readonly TableStatus[]
   /** What is tried again, or what ended the run. */
   readonly error: StatusError | null
-  /** Changes read and applied since this process started; absent when read from outside. */
-  readonly totals?: { readonly read: bigint; readonly applied: bigint }
+  /** Changes applied since this process started; absent when read from outside. */
+  readonly totals?: { readonly applied: bigint }
 }
 type StatusError = { readonly code: ErrorCode; readonly facts: Facts; readonly retrying: boolean }
 

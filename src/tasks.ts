@@ -18,7 +18,7 @@ import { comparePositions, origin, tableName, type Epoch, type Position, type To
 import type { Parts } from './parts.ts'
 import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'
 import { complete } from './setup.ts'
-import { copyRound, type CopyParts, type Outcome } from './snapshot/copy.ts'
+import { chunkLeases, copyRound, type CopyParts, type Outcome } from './snapshot/copy.ts'
 import type { Status } from './status.ts'
 
 // Times in ms.
@@ -53,6 +53,8 @@ export type Run = Common & {
   readonly truncated: Map<string, Position>
   /** By lane; each knows which checkpoints are its own. */
   readonly batchers: Map<number, Batcher>
+  /** Changes applied by lanes that have ended. */
+  readonly ended: { applied: number }
   readonly halt: AbortSignal
 }
 
@@ -115,6 +117,7 @@ export async function laneTask(
     await applyLane(changeLog, lane, batcher, schemas, maxWait, halt, signal)
   } finally {
     batchers.delete(index)
+    run.ended.applied += batcher.applied
   }
 }
 
@@ -167,8 +170,11 @@ export async function copyTask(
     moved: async () => await refresh(run, signal),
     seen: (table, bytes, rows) => board.copied(table, bytes, rows),
   }
+  // Chunks of a former driver's are loaded by nobody any more: its epoch is over, and their snapshots.
+  await store.remove(`lease/${chunkLeases}`, signal)
   let outcome = await copyRound(copy, first?.snapshot, { epoch: run.epoch, signal }, halt)
   while (outcome === 'again') outcome = await copyRound(copy, undefined, { epoch: run.epoch, signal }, halt)
+  if (outcome === 'done') await store.remove(`lease/${chunkLeases}`, signal)
   return outcome
 }
 
@@ -207,14 +213,16 @@ export async function statusTask(run: Run, watch: (status: Status) => void, sign
     if (round % 2 === 0) {
       const [checkpoints, ends] = await Promise.all([sink.checkpoints(signal), changeLog.ends(partitions, signal)])
       let dropped = 0
+      let applied = run.ended.applied
       for (const batcher of batchers.values()) {
         batcher.resume(checkpoints)
+        applied += batcher.applied
         dropped += batcher.dropped.zombies
       }
       if (dropped > zombies)
         log.warn({ records: dropped - zombies }, 'dropped records of an earlier capture that still writes')
       zombies = dropped
-      board.observe({ checkpoints, ends })
+      board.observe({ checkpoints, ends, applied })
       if (board.phase !== 'streaming' || round % 20 === 0) board.observe({ copies: await sink.copies(signal) })
     }
     watch(board.status())

@@ -1,6 +1,6 @@
 import { readFile, readdir } from 'node:fs/promises'
 import type { ClientBase } from 'pg'
-import type { Start } from '../../src/connector.ts'
+import type { CopyState, Start } from '../../src/connector.ts'
 import {
   partitionName,
   type Barrier,
@@ -8,6 +8,7 @@ import {
   type Checkpoint,
   type Epoch,
   type Position,
+  type TableCopy,
   type TableId,
   type TopicPartition,
 } from '../../src/model.ts'
@@ -238,47 +239,43 @@ export async function updateHolds(
 export async function upsertCopy(
   client: ClientBase,
   pipeline: string,
-  table: TableId,
-  partitions: readonly TopicPartition[],
-  snapshot: Position,
-  live: boolean,
+  { table, partitions, snapshot, live, rows }: TableCopy,
   epoch: Epoch,
 ): Promise<boolean> {
-  // A copy that begins anew knows nothing of the last one's chunks.
+  // A copy that begins anew knows nothing of the last one's chunks; once it is live nobody asks for them, and no load of one succeeds.
   await client.query(
     `delete from crossfade.chunk k using crossfade.copy c
-      where c.pipeline = $1 and c.table_schema = $2 and c.table_name = $3 and c.live and not $4 and c.epoch <= $5
+      where c.pipeline = $1 and c.table_schema = $2 and c.table_name = $3 and (c.live or $4) and c.epoch <= $5
         and k.pipeline = c.pipeline and k.table_schema = c.table_schema and k.table_name = c.table_name`,
     [pipeline, table.schema, table.name, live, epoch],
   )
   const { rowCount } = await client.query(
-    `insert into crossfade.copy as c (pipeline, table_schema, table_name, partitions, snapshot, live, epoch)
-     values ($1, $2, $3, $4, $5, $6, $7)
+    `insert into crossfade.copy as c (pipeline, table_schema, table_name, partitions, snapshot, live, epoch, rows)
+     values ($1, $2, $3, $4, $5, $6, $7, $8)
      on conflict (pipeline, table_schema, table_name)
-     do update set partitions = excluded.partitions, snapshot = excluded.snapshot, live = excluded.live, epoch = excluded.epoch
+     do update set partitions = excluded.partitions, snapshot = excluded.snapshot, live = excluded.live,
+                   epoch = excluded.epoch, rows = excluded.rows
       where c.epoch <= excluded.epoch`,
-    [pipeline, table.schema, table.name, JSON.stringify(partitions), snapshot, live, epoch],
+    [pipeline, table.schema, table.name, JSON.stringify(partitions), snapshot, live, epoch, rows ?? null],
   )
   return rowCount === 1
 }
 
-type CopyRow = {
-  readonly table: TableId
-  readonly partitions: readonly TopicPartition[]
-  readonly snapshot: Position
-  readonly live: boolean
-  readonly done: readonly string[]
-}
-export async function selectCopies(client: ClientBase, pipeline: string): Promise<readonly CopyRow[]> {
-  const { rows } = await client.query<CopyRow>(
+/** Also before the newest migration: for a status. */
+export async function selectCopies(client: ClientBase, pipeline: string): Promise<readonly CopyState[]> {
+  const { rows } = await client.query<Omit<CopyState, 'rows'> & { readonly rows: number | null }>(
     `select json_build_object('schema', c.table_schema, 'name', c.table_name) as table, c.partitions, c.snapshot, c.live,
-            array(select k.id from crossfade.chunk k
-                   where k.pipeline = c.pipeline and k.table_schema = c.table_schema and k.table_name = c.table_name and k.done
-                   order by k.id) as done
-       from crossfade.copy c where c.pipeline = $1 order by c.table_schema, c.table_name`,
+            (to_jsonb(c) ->> 'rows')::float8 as rows, k.done, k.loaded
+       from crossfade.copy c,
+            lateral (select coalesce(array_agg(k.id order by k.id), '{}') as done,
+                            coalesce(array_agg(coalesce(k.loaded, 0)::float8 order by k.id), '{}') as loaded
+                       from crossfade.chunk k
+                      where k.pipeline = c.pipeline and k.table_schema = c.table_schema and k.table_name = c.table_name
+                        and k.done) k
+      where c.pipeline = $1 order by c.table_schema, c.table_name`,
     [pipeline],
   )
-  return rows
+  return rows.map(({ rows, ...copy }) => (rows === null ? copy : { ...copy, rows }))
 }
 
 /** Snapshot of a table's copy; with `lock` it cannot change until the transaction ends. */
@@ -367,12 +364,27 @@ export async function arriveAt(
   return { done: rows[0]?.done === true, arrived }
 }
 
+/** Marks it done, and forgets those that every partition has passed: a mark never goes back, so nobody asks for them again. */
 export async function finishBarrier(client: ClientBase, pipeline: string, barrier: Barrier): Promise<void> {
   await client.query('update crossfade.barrier set done = true where pipeline = $1 and position = $2 and seq = $3', [
     pipeline,
     barrier.mark.position,
     barrier.mark.seq,
   ])
+  await client.query(
+    `with passed as materialized (
+       select b.position, b.seq from crossfade.barrier b
+        where b.pipeline = $1 and b.done and not exists (
+          select from jsonb_to_recordset(b.partitions) as p (topic text, partition int)
+            join crossfade.checkpoint c on c.pipeline = $1 and c.topic = p.topic and c.part = p.partition
+           where (split_part(c.mark_position, '|', 1), c.mark_seq) < (split_part(b.position, '|', 1), b.seq))
+          for update skip locked
+     ), arrived as (
+       delete from crossfade.arrival a using passed where a.pipeline = $1 and a.position = passed.position and a.seq = passed.seq
+     )
+     delete from crossfade.barrier b using passed where b.pipeline = $1 and b.position = passed.position and b.seq = passed.seq`,
+    [pipeline],
+  )
 }
 
 /** Sets each sequence so that `value` comes next; one that is not there is left out. */
@@ -385,6 +397,10 @@ export async function setSequences(
       where to_regclass(u.name) is not null`,
     [counters.map(({ name }) => name), counters.map(({ value }) => String(value))],
   )
+}
+
+export async function deleteStates(client: ClientBase, pipeline: string, prefix: string): Promise<void> {
+  await client.query('delete from crossfade.state where pipeline = $1 and starts_with(key, $2)', [pipeline, prefix])
 }
 
 type StateRow = { readonly key: string; readonly value: unknown; readonly revision: number }

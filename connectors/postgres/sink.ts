@@ -90,7 +90,7 @@ async function setCopy(
 ): Promise<void> {
   const { table, partitions, snapshot, live } = copy
   await inTransaction(client, async () => {
-    if (!(await upsertCopy(client, pipeline, table, partitions, snapshot, live, epoch)))
+    if (!(await upsertCopy(client, pipeline, copy, epoch)))
       throw new Failure('FENCED', { object: tableName(table), observed: `a later epoch than ${epoch} wrote its copy` })
     await insertCheckpoints(client, pipeline, partitions, start)
     // Changes after the snapshot find the rows they change; those up to it may not, for their rows may come with the copy, or be gone.

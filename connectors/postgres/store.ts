@@ -5,7 +5,7 @@ import { address, connect, type PostgresConfig } from './config.ts'
 import { controlConnection } from './control.ts'
 import { sqlState } from './errors.ts'
 import { ident } from './queries.ts'
-import { insertState, migrate, selectState, selectStates, updateState } from './sink-queries.ts'
+import { deleteStates, insertState, migrate, selectState, selectStates, updateState } from './sink-queries.ts'
 
 /** Small shared state in schema crossfade, under the pipeline's name. The schema is made by the first write: reading changes nothing. */
 export async function openStore(
@@ -36,6 +36,11 @@ export async function openStore(
           ? await insertState(client, pipeline, key, json)
           : await updateState(client, pipeline, key, json, expected)
       }),
+    remove: async (prefix, given) =>
+      await control.use(
+        given,
+        async (client) => await orNone(async () => await deleteStates(client, pipeline, prefix)),
+      ),
     [Symbol.asyncDispose]: async () => await control.close(),
   }
 }

@@ -1,20 +1,21 @@
-import type { Health } from '../connector.ts'
-import type { Checkpoint, Chunk, Offset, Position, TableCopy, TableSchema } from '../model.ts'
+import type { CopyState, Health } from '../connector.ts'
+import type { Checkpoint, Offset, Position, TableSchema } from '../model.ts'
 import { partitionName, tableName } from '../model.ts'
 import type { Failure } from '../errors.ts'
 import { partitionsOf, type Registered } from '../registry.ts'
-import { missingChunks } from '../snapshot/plan.ts'
+import { missingChunks, rowsLoaded } from '../snapshot/plan.ts'
 import { tableState } from '../snapshot/table-state.ts'
 import type { Phase, Status, TableStatus, Verdict } from '../status.ts'
 import type { WatermarkTrail } from './lag.ts'
 
-type Copies = readonly (TableCopy & { readonly done: readonly Chunk['id'][] })[]
 type Observed = {
   readonly health?: Health
   readonly checkpoints?: readonly Checkpoint[]
-  readonly copies?: Copies
+  readonly copies?: readonly CopyState[]
   /** True ends of the data partitions. */
   readonly ends?: readonly Offset[]
+  /** Changes applied since the start. */
+  readonly applied?: number
 }
 /** What is known of one pipeline, gathered from its tasks; `status` is a picture of it at one moment. */
 export interface Board {
@@ -52,10 +53,14 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
     const name = tableName(schema.table)
     const copy = seen.copies?.find((other) => tableName(other.table) === name)
     const missing = missingChunks(plan, new Set(copy?.done), copy?.snapshot ?? ('' as Position), false)
-    const done = plan.ranges.length - missing.length
+    const live = copy?.live === true
+    const done = plan.ranges.length - (live ? 0 : missing.length)
+    const before = copy === undefined ? 0 : live ? (copy.rows ?? 0) : rowsLoaded(plan, copy)
+    // Of this process: newer than what was read last.
+    const rows = tally.rows > BigInt(before) ? tally.rows : BigInt(before)
     const state = tableState({
       stopped,
-      live: copy?.live === true,
+      live,
       snapshot: copy !== undefined && copy.snapshot !== '',
       // A first copy has nothing to catch up with; later ones are told by the watermarks.
       stands:
@@ -69,7 +74,7 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
       state,
       chunksDone: done,
       chunks: plan.ranges.length,
-      rows: tally.rows,
+      rows,
       bytes: tally.bytes,
       estimatedRows: BigInt(tally.estimated),
     }
@@ -81,7 +86,8 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
       for (const table of tables) {
         const estimated = table.plan.ranges.reduce((sum, range) => sum + range.estimatedRows, 0)
         const name = tableName(table.schema.table)
-        const before = tallies.get(name)
+        const known = tallies.get(name)
+        const before = known?.table.plan.generation === table.plan.generation ? known : undefined
         tallies.set(name, { rows: before?.rows ?? 0n, bytes: before?.bytes ?? 0n, estimated, table })
       }
     },
@@ -130,10 +136,7 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
         error: this.failure
           ? { code: this.failure.failure.code, facts: this.failure.failure.facts, retrying: this.failure.retrying }
           : null,
-        totals: {
-          read: BigInt((samples.at(-1)?.read ?? 0) - (began?.read ?? 0)),
-          applied: BigInt((samples.at(-1)?.applied ?? 0) - (began?.applied ?? 0)),
-        },
+        ...(seen.applied === undefined ? {} : { totals: { applied: BigInt(seen.applied) } }),
       }
     },
   }

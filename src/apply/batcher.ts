@@ -33,6 +33,8 @@ export interface Batcher {
   readonly missing: MissingSchema | undefined
   /** Records passed over since the start; a run of `zombies` is worth an alarm (H12). */
   readonly dropped: { readonly repeats: number; readonly zombies: number }
+  /** Changes committed since the start, each as it came. */
+  readonly applied: number
   /** Partitions that are lost and not resumed yet. */
   readonly gone: readonly TopicPartition[]
   /** One of `gone` that `resume` showed under another claim: it will not come back by itself. */
@@ -66,7 +68,7 @@ type Taken = {
   readonly open: boolean
 }
 type InHand =
-  | { readonly kind: 'batch'; readonly taken: readonly Taken[] }
+  | { readonly kind: 'batch'; readonly taken: readonly Taken[]; readonly rows: number }
   | { readonly kind: 'arrive'; readonly partition: Partition; readonly barrier: Barrier; readonly to: Checkpoint }
 
 /** A batch is cut at the end of a source transaction, unless that would make it so many times larger. */
@@ -80,6 +82,7 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
   let inHand: InHand | undefined
   let fenced: TopicPartition | undefined
   let pendingRows = 0
+  let applied = 0
   let picked = new Int32Array(0)
   let turn = 0
 
@@ -146,7 +149,7 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
     }
     if (advances.length === 0) return undefined
     pendingRows -= rows
-    inHand = { kind: 'batch', taken }
+    inHand = { kind: 'batch', taken, rows }
     const toFold = picked.subarray(0, folded)
     const rest = picked.slice(inOrder).reverse()
     const batch: LaneBatch = {
@@ -221,6 +224,9 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
     get atBarrier() {
       return partitions.values().some(({ stand }) => stand === 'barrier')
     },
+    get applied() {
+      return applied
+    },
     get missing() {
       return intake.missing
     },
@@ -261,6 +267,7 @@ export function createBatcher({ checkpoints, schemas, limits }: BatcherOptions):
       inHand = undefined
       if (hand === undefined) return
       const names = new Set(gone.map(partitionName))
+      if (names.size === 0 && hand.kind === 'batch') applied += hand.rows
       for (const taken of hand.kind === 'batch' ? hand.taken : [hand]) {
         const { partition, to } = taken
         if (names.size === 0) {

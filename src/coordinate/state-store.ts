@@ -1,10 +1,12 @@
 /** Small shared state: leases, tasks, plans of copies, routing by position, journal. JSON values; every write is a compare-and-set, durable when it
- *  resolves. A key's revisions rise for ever; keys are never removed. */
+ *  resolves. A key's revisions rise for as long as it is there. */
 export interface StateStore extends AsyncDisposable {
   get(key: string, signal: AbortSignal): Promise<Stored | undefined>
   list(prefix: string, signal: AbortSignal): Promise<readonly (Stored & { readonly key: string })[]>
   /** Writes iff the revision is `expected` (0: absent); returns the new one, undefined if it lost. A lost answer is settled by `get`. */
   put(key: string, value: unknown, expected: number, signal: AbortSignal): Promise<number | undefined>
+  /** Removes every key that begins so. Only for keys that nobody who counts will write or read again. */
+  remove(prefix: string, signal: AbortSignal): Promise<void>
 }
 export type Stored = { readonly value: unknown; readonly revision: number }
 
@@ -29,6 +31,10 @@ export function memoryStore(): StateStore {
       if ((entries.get(key)?.revision ?? 0) !== expected) return undefined
       entries.set(key, { text: JSON.stringify(value), revision: expected + 1 })
       return expected + 1
+    },
+    remove: async (prefix, signal) => {
+      signal.throwIfAborted()
+      for (const key of entries.keys()) if (key.startsWith(prefix)) entries.delete(key)
     },
     [Symbol.asyncDispose]: async () => {},
   }

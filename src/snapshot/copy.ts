@@ -6,7 +6,7 @@ import { failpoint } from '../failpoint.ts'
 import { origin, tableName, type Chunk, type Position, type TableSchema, type TopicPartition } from '../model.ts'
 import type { Rows } from '../rows.ts'
 import { copyChunk } from './copy-chunk.ts'
-import { inOrder, missingChunks, type TablePlan } from './plan.ts'
+import { inOrder, missingChunks, rowsLoaded, type TablePlan } from './plan.ts'
 
 type CopiedTable = {
   readonly schema: TableSchema
@@ -39,6 +39,9 @@ export type CopyParts = {
 
 export type Outcome = 'done' | 'again' | 'stopped'
 
+/** How the leases of chunks are called. */
+export const chunkLeases = 'chunk/'
+
 /** One round of hold, replace, go on over every table that is not live: each under the same exact snapshot, so that the target as a whole is one
  *  state of the source when the last chunk is in, and foreign keys can be validated there. `first`: the snapshot that came with the slot; no
  *  change before it is in the log, and no row in the tables. `again`: tables were rewritten meanwhile, the rest is in. A failure of any kind ends
@@ -54,17 +57,26 @@ export async function copyRound(
   const open = (await parts.tables()).filter(({ schema }) => copies.get(tableName(schema.table))?.live !== true)
   if (open.length === 0) return 'done'
   const partitions = open.flatMap((table) => table.partitions)
-  const hold = async (at: Position, live: boolean, emptied?: ReadonlyMap<string, Position>): Promise<void> => {
-    for (const { schema, partitions } of open) {
-      const snapshot = emptied?.get(tableName(schema.table)) ?? at
-      await sink.setCopy({ table: schema.table, partitions, snapshot, live }, epoch, signal)
+  const hold = async (snapshot: Position): Promise<void> => {
+    for (const { schema, partitions } of open)
+      await sink.setCopy({ table: schema.table, partitions, snapshot, live: false }, epoch, signal)
+    await parts.moved()
+  }
+  const release = async (at: Position, emptied: ReadonlyMap<string, Position>): Promise<void> => {
+    const now = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
+    for (const { schema, partitions, plan } of open) {
+      const name = tableName(schema.table)
+      const copy = now.get(name)
+      const rows = copy === undefined ? 0 : rowsLoaded(plan, copy)
+      const snapshot = emptied.get(name) ?? at
+      await sink.setCopy({ table: schema.table, partitions, snapshot, live: true, rows }, epoch, signal)
     }
     await parts.moved()
   }
-  if (first === undefined) await hold(origin, false)
+  if (first === undefined) await hold(origin)
   failpoint('copy.between-hold-and-snapshot')
   await using snapshot = first ?? (await source.snapshot(signal))
-  await hold(snapshot.position, false)
+  await hold(snapshot.position)
   if (first === undefined) await parts.stands(partitions, snapshot.position, signal)
   const queue = inOrder(
     open.map(({ schema, plan }) => {
@@ -79,7 +91,7 @@ export async function copyRound(
   await parts.complete(signal)
   failpoint('copy.before-live')
   // Rows that were left out of a table may be missed until its truncate.
-  if (!keepHeld) await hold(snapshot.position, true, round.emptied)
+  if (!keepHeld) await release(snapshot.position, round.emptied)
   return 'done'
 }
 
@@ -119,7 +131,7 @@ async function copyChunks(
       const schema = schemas.get(name)
       if (rewritten.has(name)) continue
       if (schema === undefined) throw new Failure('BUG', { observed: `a chunk of ${name}, which is not copied` })
-      await using lease = await parts.leases.tryAcquire(`chunk/${round.epoch}/${chunk.id}`, parts.ttl, all)
+      await using lease = await parts.leases.tryAcquire(`${chunkLeases}${round.epoch}/${chunk.id}`, parts.ttl, all)
       if (lease === undefined) {
         foreign.push(chunk)
         continue

@@ -1,3 +1,4 @@
+import type { CopyState } from '../connector.ts'
 import { tableName, type Chunk, type Position, type Range, type TableId } from '../model.ts'
 
 /** How a table is cut; in the state store. A table whose copy starts over gets the next generation, so that its finished chunks no longer count. */
@@ -17,6 +18,12 @@ export function missingChunks(
   return plan.ranges
     .map((range, index) => ({ ...range, id: chunkId(range.table, plan.generation, index), snapshot, replace }))
     .filter(({ id }) => !done.has(id))
+}
+
+/** Rows of the chunks that are done; those of a generation before do not count. */
+export function rowsLoaded(plan: TablePlan, { done, loaded }: Pick<CopyState, 'done' | 'loaded'>): number {
+  const own = new Set(plan.ranges.map(({ table }, index) => chunkId(table, plan.generation, index)))
+  return done.reduce((sum, id, i) => (own.has(id) ? sum + (loaded[i] ?? 0) : sum), 0)
 }
 
 /** Largest tables first, so that the last worker is not left with a long one; before them those that were rewritten under an earlier snapshot:

@@ -165,7 +165,7 @@ export function sinkConformance(
       await sink.setCopy({ ...copy, snapshot: position(5), live: true }, 2, never)
       const { hold, loose } = await at(sink, one)
       assert.deepEqual([hold, loose], [undefined, position(5)])
-      assert.deepEqual(await sink.copies(never), [{ ...copy, snapshot: position(5), live: true, done: [] }])
+      assert.deepEqual(await sink.copies(never), [{ ...copy, snapshot: position(5), live: true, done: [], loaded: [] }])
     })
 
     it('writes rows and checkpoint together', async () => {
@@ -562,6 +562,25 @@ export function sinkConformance(
       await target.sink.setCopy({ ...copying, snapshot: position(5), live: true }, 1, never)
       await target.sink.setCopy({ ...copying, snapshot: '' as Position }, 1, never)
       assert.deepEqual(await done(), [])
+    })
+
+    it('forgets the chunks of a table that is live, and keeps how many rows they were', async () => {
+      await using target = await ready()
+      const { sink } = target
+      await sink.setCopy(copying, 1, never)
+      const lane = await target.lane()
+      await lane.load(items, chunk, data([['1', 'a', null, '1']]), 1, never)
+      const copy = async () => (await sink.copies(never)).find(({ table }) => table.name === 'items')
+      const { done, loaded, rows } = (await copy()) ?? {}
+      assert.deepEqual([done, loaded, rows], [['c1'], [1], undefined])
+      await fails(sink.setCopy({ ...copying, live: true, rows: 7 }, 0, never), 'FENCED')
+      assert.deepEqual((await copy())?.done, ['c1'])
+      for (let times = 0; times < 2; times++) {
+        await sink.setCopy({ ...copying, live: true, rows: 1 }, 1, never)
+        const now = await copy()
+        assert.deepEqual([now?.done, now?.loaded, now?.rows], [[], [], 1])
+      }
+      await fails(lane.load(items, chunk, data([['1', 'late', null, '1']]), 1, never), 'SNAPSHOT_LOST')
     })
 
     it('repairs rows in their partition’s order', async () => {

@@ -126,6 +126,21 @@ export function stateStoreConformance(
       assert.deepEqual(first, { key: `${base}/a%b`, ...(await store.get(`${base}/a%b`, never)) })
     })
 
+    it('removes what begins so, taken literally, and nothing else; a key that is made again begins anew', async () => {
+      await using store = await open()
+      const base = fresh()
+      for (const key of ['/a_b/1', '/a_b/2', '/aXb/1', '/a_']) await store.put(base + key, 1, 0, never)
+      await store.put(`${base}/a_b/1`, 2, 1, never)
+      await store.remove(`${base}/a_b/`, never)
+      await store.remove(`${base}/a_b/`, never)
+      assert.deepEqual(
+        (await store.list(base, never)).map(({ key }) => key.slice(base.length)),
+        ['/aXb/1', '/a_'],
+      )
+      assert.equal(await store.put(`${base}/a_b/1`, 3, 2, never), undefined)
+      assert.equal(await store.put(`${base}/a_b/1`, 3, 0, never), 1)
+    })
+
     it('rejects when its signal has aborted, and writes nothing', async () => {
       await using store = await open()
       const key = fresh()
@@ -133,6 +148,7 @@ export function stateStoreConformance(
       await assert.rejects(store.get(key, aborted))
       await assert.rejects(store.list(key, aborted))
       await assert.rejects(store.put(key, 1, 0, aborted))
+      await assert.rejects(store.remove(key, aborted))
       assert.equal(await store.get(key, never), undefined)
     })
   })

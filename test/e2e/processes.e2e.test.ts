@@ -182,8 +182,16 @@ describe('the status of a pipeline', needs('pg'), () => {
     assert.match(running.source.position ?? '', /^[0-9a-f]{16}$/)
     assert.match(running.source.retainedBytes ?? '', /^\d+$/)
     assert.deepEqual(
-      running.tables.map(({ name, state }) => [name, state]),
-      [['public.thing', 'live']],
+      running.tables.map(({ name, state, rows }) => [name, state, rows]),
+      [['public.thing', 'live', '1000']],
+    )
+    // What only a copy under way needs is gone with it.
+    const kept = `select (select count(*)::int from crossfade.chunk) as chunks,
+      (select count(*)::int from crossfade.state where key like 'lease/chunk/%') as leases`
+    await until(
+      async () =>
+        (await sql(pipeline.target, kept)).every(({ chunks, leases }) => chunks === 0 && leases === 0) ? [] : [kept],
+      { seconds: 10, worker },
     )
     const end = await worker.stop()
     assert.equal(end.code, 0, end.stderr)

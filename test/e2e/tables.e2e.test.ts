@@ -1,9 +1,7 @@
 import assert from 'node:assert/strict'
-import { writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import { describe, it } from 'node:test'
 import { sql } from '../support/postgres.ts'
-import { assertRefusal, createThings, scene, untilEqual, type Scene } from '../support/scene.ts'
+import { assertRefusal, configure, createThings, scene, untilEqual, type Scene } from '../support/scene.ts'
 import { needs, postgres } from '../support/servers.ts'
 import { connected } from '../support/shop.ts'
 import { until } from '../support/worker.ts'
@@ -15,18 +13,6 @@ async function prepared(): Promise<Scene> {
   return await scene({ source, target, mode: 'hybrid' })
 }
 
-/** From the next start on. */
-async function configure({ work, name }: Scene, include: string, exclude = ''): Promise<void> {
-  const text = `name: ${name}
-mode: hybrid
-source: { type: postgres, url: "\${env:SOURCE_URL}" }
-target: { type: postgres, url: "\${env:TARGET_URL}" }
-tables: { include: [${include}], exclude: [${exclude}] }
-log: { type: embedded, partitions: 2 }
-`
-  await writeFile(join(work.dir, 'crossfade.yaml'), text)
-}
-
 async function published({ source, name }: Scene): Promise<readonly string[]> {
   const query = `select tablename from pg_publication_tables where pubname = 'crossfade_${name}' order by 1`
   return (await sql<{ tablename: string }>(source, query)).map(({ tablename }) => tablename)
@@ -36,7 +22,7 @@ describe('tables of a live pipeline', { ...needs('pg'), concurrency: 2 }, () => 
   it('H9: added while a transaction that wrote to them is open, they lack nothing of it, and others go on meanwhile', async () => {
     await using pipeline = await prepared()
     const { source } = pipeline
-    await configure(pipeline, 'public.thing')
+    await configure(pipeline, { include: ['public.thing'] })
     const first = pipeline.run()
     await untilEqual(pipeline, first)
     assert.equal((await first.stop()).code, 0)
@@ -50,7 +36,7 @@ describe('tables of a live pipeline', { ...needs('pg'), concurrency: 2 }, () => 
       `begin; insert into more values (1001, 'before it was published'); insert into nothing values (1, 'too')`,
     )
 
-    await configure(pipeline, 'public.*')
+    await configure(pipeline, { include: ['public.*'] })
     const second = pipeline.run()
     await until(async () => ((await published(pipeline)).length === 3 ? [] : ['not published']), {
       seconds: 40,
@@ -91,7 +77,7 @@ describe('tables of a live pipeline', { ...needs('pg'), concurrency: 2 }, () => 
     assert.equal(refused.error.object, 'public.dropped')
     assert.match(refused.error.next ?? '', /tables\.exclude/)
 
-    await configure(pipeline, 'public.*', 'public.other, public.dropped')
+    await configure(pipeline, { include: ['public.*'], exclude: ['public.other', 'public.dropped'] })
     const second = pipeline.run()
     await untilEqual(pipeline, second)
     assert.match(second.output(), /left out as the configuration says/)
@@ -110,7 +96,7 @@ describe('tables of a live pipeline', { ...needs('pg'), concurrency: 2 }, () => 
     assert.deepEqual(left, [{ rows: 300, most: 300 }])
     assert.equal((await second.stop()).code, 0)
 
-    await configure(pipeline, 'public.*', 'public.dropped')
+    await configure(pipeline, { include: ['public.*'], exclude: ['public.dropped'] })
     await sql(target, 'alter table other add column more text')
     await sql(source, `update other set name = 'while nobody looked' where id < 10`)
     const full = await pipeline.refused()

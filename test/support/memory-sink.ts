@@ -47,7 +47,10 @@ export interface MemorySink extends Sink {
 
 type Table = { schema: TableSchema; keyed: Map<string, readonly Cell[]>; loose: (readonly Cell[])[] }
 type Row = Checkpoint & { readonly generation: number }
-type Copy = TableCopy & { readonly epoch: Epoch; readonly chunks: Map<string, { epoch: Epoch; done: boolean }> }
+type Copy = TableCopy & {
+  readonly epoch: Epoch
+  readonly chunks: Map<string, { epoch: Epoch; done: boolean; rows: number }>
+}
 
 export function memorySink(): MemorySink {
   const tables = new Map<string, Table>()
@@ -329,7 +332,7 @@ export function memorySink(): MemorySink {
       if (schema.key.length === 0) table.loose.push(row)
       else table.keyed.set(keyText(schema, row), row)
     }
-    copy.chunks.set(chunk.id, { epoch, done: true })
+    copy.chunks.set(chunk.id, { epoch, done: true, rows: rows.length })
     return rows.length
   }
 
@@ -383,7 +386,7 @@ export function memorySink(): MemorySink {
         const name = tableName(copy.table)
         const known = copies.get(name)
         if (known && known.epoch > epoch) throw new Failure('FENCED', { object: name })
-        const chunks = known && !(known.live && !copy.live) ? known.chunks : new Map()
+        const chunks = known && !known.live && !copy.live ? known.chunks : new Map()
         copies.set(name, { ...copy, epoch, chunks })
         for (const partition of copy.partitions) {
           const row = ensure(partition, start)
@@ -394,12 +397,14 @@ export function memorySink(): MemorySink {
         }
       }),
     copies: async () =>
-      [...copies.values()].map(({ table, partitions, snapshot, live, chunks }) => ({
+      [...copies.values()].map(({ table, partitions, snapshot, live, rows, chunks }) => ({
         table,
         partitions,
         snapshot,
         live,
+        ...(rows === undefined ? {} : { rows }),
         done: [...chunks].filter(([, { done }]) => done).map(([id]) => id),
+        loaded: [...chunks.values()].filter(({ done }) => done).map(({ rows }) => rows),
       })),
     checkpoints: async () => [...checkpoints.values()].map(checkpointOf),
     lane: async () => lane(),

@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { uniqueName } from './kills.ts'
 import { sql } from './postgres.ts'
 import { compareTables } from './shop.ts'
@@ -79,6 +81,28 @@ ${more}`)
       await compareTables(source, target, tables).catch((error: unknown) => [String(error)]),
     [Symbol.asyncDispose]: async () => await work[Symbol.asyncDispose](),
   }
+}
+
+/** Another choice of tables, for the starts from now on. */
+export async function configure(
+  { work, name }: Pick<Scene, 'work' | 'name'>,
+  {
+    include,
+    exclude = [],
+    more = '',
+  }: { readonly include: readonly string[]; readonly exclude?: readonly string[]; readonly more?: string },
+): Promise<void> {
+  await writeFile(
+    join(work.dir, 'crossfade.yaml'),
+    `name: ${name}
+mode: hybrid
+source: { type: postgres, url: "\${env:SOURCE_URL}" }
+target: { type: postgres, url: "\${env:TARGET_URL}" }
+tables: ${JSON.stringify({ include, exclude })}
+log: { type: embedded, partitions: 2 }
+${more}
+`,
+  )
 }
 
 /** A table of `rows` rows with a key. */

@@ -5,7 +5,7 @@ import { parse } from '../../../connectors/postgres/config.ts'
 import { openReader } from '../../../connectors/postgres/reader.ts'
 import type { TableReader } from '../../../src/connector.ts'
 import { Failure, type ErrorCode } from '../../../src/errors.ts'
-import type { Barrier, Chunk, Form, Position, TableSchema } from '../../../src/model.ts'
+import type { Barrier, Chunk, Form, Position, TableId, TableSchema, TopicPartition } from '../../../src/model.ts'
 import { rowsOf } from '../../../src/rows.ts'
 import { advance, batch, group, inOrder } from '../../conformance/sink.ts'
 import { cellsOf, textCellsOf, type TestChange, type Value } from '../../support/images.ts'
@@ -18,6 +18,17 @@ function framesOf(reader: TableReader, schema: TableSchema, chunk: Chunk, format
   const frames = reader.frames?.(schema, chunk, format, never)
   assert.ok(frames)
   return frames
+}
+
+function truncateOf(table: TableId, position: number, partitions: readonly TopicPartition[]): Barrier {
+  return {
+    kind: 'barrier',
+    mark: { position: String(position).padStart(16, '0') as Position, seq: 0 },
+    committedAt: 0,
+    epoch: 1,
+    partitions,
+    effect: { kind: 'truncate', tables: [table], cascade: false, restartCounters: false },
+  }
 }
 
 describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
@@ -390,19 +401,9 @@ describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
     await using target = await bench(
       'create table public.of_us (id int primary key); create table public.not_of_us (id int references public.of_us)',
     )
-    const truncate: Barrier = {
-      kind: 'barrier',
-      mark: { position: 'a'.padStart(16, '0') as Position, seq: 0 },
-      committedAt: 0,
-      epoch: 1,
-      partitions: [at],
-      effect: {
-        kind: 'truncate',
-        tables: [{ schema: 'public', name: 'of_us' }],
-        cascade: false,
-        restartCounters: false,
-      },
-    }
+    const table = { schema: 'public', name: 'of_us' }
+    await target.sink.setCopy({ table, partitions: [at], snapshot: '' as Position, live: true }, 1, never)
+    const truncate = truncateOf(table, 10, [at])
     await assert.rejects(
       target.lane.arrive(truncate, advance(target.from), never),
       (error: unknown) =>
@@ -410,6 +411,42 @@ describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
     )
     await target.sql('drop table public.not_of_us')
     assert.equal(await target.lane.arrive(truncate, advance(target.from), never), 'done')
+  })
+
+  it('H17: forgets a barrier once every partition has passed it, not before', async () => {
+    await using target = await bench('create table public.of_us (id int primary key)')
+    const two = { ...at, partition: 1 }
+    const table = { schema: 'public', name: 'of_us' }
+    await target.sink.setCopy({ table, partitions: [at, two], snapshot: '' as Position, live: true }, 1, never)
+    const kept = async (): Promise<unknown> => {
+      const [row] = await target.sql(
+        `select (select count(*)::int from crossfade.barrier) as barriers, (select count(*)::int from crossfade.arrival) as arrivals`,
+      )
+      return row
+    }
+    const [first, second] = [target.lane, await target.another()]
+    let [one] = await first.claim([at], 1, never)
+    let [other] = await second.claim([two], 1, never)
+    assert.ok(one && other)
+    const both = truncateOf(table, 1, [at, two])
+    const onward = advance(one, 1, both.mark.position)
+    assert.equal(await first.arrive(both, onward, never), 'waiting')
+    const past = advance(other, 1, both.mark.position)
+    assert.equal(await second.arrive(both, past, never), 'done')
+    other = past.to
+    for (let n = 2; n < 6; n++) {
+      const alone = truncateOf(table, n, [two])
+      const step = advance(other, 1, alone.mark.position)
+      assert.equal(await second.arrive(alone, step, never), 'done')
+      assert.equal(await second.arrive(alone, step, never), 'done')
+      other = step.to
+      assert.deepEqual(await kept(), { barriers: 2, arrivals: 3 }, 'the first partition has not passed')
+    }
+    assert.equal(await first.arrive(both, onward, never), 'done')
+    one = onward.to
+    const last = truncateOf(table, 9, [at])
+    assert.equal(await first.arrive(last, advance(one, 1, last.mark.position), never), 'done')
+    assert.deepEqual(await kept(), { barriers: 1, arrivals: 1 }, 'only the one that is being passed')
   })
 
   it('writes to a table of any name', async () => {

@@ -33,7 +33,8 @@ function scene() {
     pass: (ms: number) => (now += ms),
     checkpoint,
     copies: (snapshot: Position, live: boolean, ...done: readonly string[]) =>
-      board.observe({ copies: [{ ...copy(snapshot, live), done }] }),
+      board.observe({ copies: [{ ...copy(snapshot, live), done, loaded: done.map((_, i) => i + 5) }] }),
+    live: (rows: number) => board.observe({ copies: [{ ...copy(positionOf(9), true), rows, done: [], loaded: [] }] }),
     watermark: (position: number, offset: number) =>
       trail.add({
         kind: 'watermark',
@@ -89,6 +90,24 @@ test('lag is unknown until a watermark is applied and every table is live, whate
   assert.deepEqual(lag(), [null, false, 'unknown'], 'a table is copied again')
 })
 
+test('rows are those of all chunks that are in, whoever copied them, and of a live table those it was copied with', () => {
+  const { board, copies, live } = scene()
+  const shown = (): unknown => {
+    const [first] = board.status().tables
+    return [first?.rows, first?.chunksDone]
+  }
+  copies(positionOf(9), false, 'public.orders#0.1', 'another#0.0')
+  assert.deepEqual(shown(), [5n, 1])
+  board.copied(schema, 100, 4)
+  assert.deepEqual(shown(), [5n, 1])
+  board.copied(schema, 100, 4)
+  assert.deepEqual(shown(), [8n, 1])
+  board.plan([{ ...table, plan: { generation: 1, ranges } }])
+  assert.deepEqual(shown(), [0n, 0])
+  live(17)
+  assert.deepEqual(shown(), [17n, 2])
+})
+
 test('an error that ended the run is shown as failed, one that is tried again is not', () => {
   const { board } = scene()
   board.failure = { failure: new Failure('SERVER_UNREACHABLE', { object: 'target' }), retrying: true }
@@ -106,7 +125,9 @@ test('records that wait and rates are told from both ends of the log', () => {
   pass(2000)
   observe(300, 240)
   assert.deepEqual(board.status().rates, { read: 100, applied: 100 })
-  assert.deepEqual(board.status().totals, { read: 200n, applied: 200n })
+  assert.equal(board.status().totals, undefined)
+  board.observe({ applied: 12 })
+  assert.deepEqual(board.status().totals, { applied: 12n }, 'control records are none')
   pass(10_000)
   observe(300, 300)
   pass(10_000)

@@ -32,6 +32,7 @@ function script(pulls: readonly (readonly Step[])[]): { batcher: Batcher; calls:
     atBarrier: false,
     missing: undefined,
     dropped: { repeats: 0, zombies: 0 },
+    applied: 0,
     gone: [],
     fenced: undefined,
     add: () => {

@@ -170,6 +170,7 @@ test('repeats and zombies are passed over, and only move the checkpoint, once a 
     { rows: [], inOrder: 0, to: [`${at(other)} 1-2`, `${at(keyless)} 1-2`, `${at(table)} 2-5`] },
   ])
   assert.deepEqual(batcher.dropped, { repeats: 1, zombies: 1 })
+  assert.equal(batcher.applied, 1, 'neither repeats nor control records are changes')
 })
 
 test('an unknown schema stops its partition before the record, until it is loaded', async () => {
