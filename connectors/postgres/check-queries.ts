@@ -228,3 +228,32 @@ export async function selectBeside(client: pg.ClientBase): Promise<readonly Besi
   )
   return rows
 }
+
+type HopelessRow = { table: number; column: string; type: string; row: boolean }
+/** Columns with a value of one of these types in them, in whatever they are made of, or of a row of the catalog (`row`); one finding a column. */
+export async function selectHopeless(
+  client: pg.ClientBase,
+  tables: readonly number[],
+  types: readonly number[],
+): Promise<readonly HopelessRow[]> {
+  const { rows } = await client.query<HopelessRow>(
+    `with recursive used ("table", attnum, type) as (
+       select attrelid, attnum, atttypid from pg_attribute
+        where attrelid = any($1::oid[]) and attnum > 0 and not attisdropped and attgenerated = ''
+       union
+       select u."table", u.attnum, x.oid from used u join pg_type t on t.oid = u.type
+         cross join lateral (
+           select t.typbasetype where t.typtype = 'd'
+           union all select t.typelem where t.typelem <> 0 and t.typlen = -1
+           union all select a.atttypid from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+           union all select r.rngsubtype from pg_range r where t.oid in (r.rngtypid, r.rngmultitypid)
+         ) x (oid)
+     )
+     select distinct on (u."table", u.attnum) u."table", a.attname as column, format_type(t.oid, null) as type, t.typtype = 'c' as row
+       from used u join pg_type t on t.oid = u.type join pg_attribute a on a.attrelid = u."table" and a.attnum = u.attnum
+      where t.oid = any($2::oid[]) or (t.typtype = 'c' and t.typrelid < 16384)
+      order by u."table", u.attnum, t.typtype = 'c' desc`,
+    [tables, types],
+  )
+  return rows
+}

@@ -10,6 +10,7 @@ import {
   selectSlotCheck,
   type ServerRow,
 } from './check-queries.ts'
+import { checkTypes } from './check-types.ts'
 import { mapError } from './errors.ts'
 import { ident, literal, qualified } from './queries.ts'
 import { isRangeable } from './ranges.ts'
@@ -47,6 +48,7 @@ export async function checkSource(
       ...(await checkSlot(client, server, `crossfade_${pipeline}`)),
       ...(await checkTables(client, server, tables, `crossfade_${pipeline}`)),
       ...checkKeys(tables),
+      ...(await checkTypes(client, tables)),
       ...(await checkOthers(client, server, filter)),
     ]
   } catch (error) {

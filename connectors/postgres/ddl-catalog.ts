@@ -25,8 +25,15 @@ export type TypeRow = {
   default: string | null
   checks: { name: string; def: string; missing: string | null }[] | null
   attributes: { name: string; type: string; collation: string | null }[] | null
-  subtype: string | null
-  multirange: string | null
+  /** Of a range. `foreign`: a function or an operator class that does not come with the server, and decides what its values are. */
+  range: {
+    subtype: string
+    multirange: { schema: string; name: string }
+    collation: string | null
+    opclass: string | null
+    diff: string | null
+    foreign: string | null
+  } | null
   /** Types it is made of. */
   uses: number[]
 }
@@ -49,13 +56,24 @@ export async function selectUserTypes(client: pg.ClientBase, types: readonly num
                                   where c.oid = a.attcollation) end) order by a.attnum)
                from pg_attribute a join pg_type at on at.oid = a.atttypid
               where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped) as attributes,
-            (select format_type(r.rngsubtype, -1) from pg_range r where r.rngtypid = t.oid) as subtype,
-            (select m.typname from pg_range r join pg_type m on m.oid = r.rngmultitypid where r.rngtypid = t.oid) as multirange,
+            (select json_build_object('subtype', format_type(r.rngsubtype, -1), 'multirange', json_build_object('schema', mn.nspname, 'name', m.typname),
+                      'collation', case when r.rngcollation <> st.typcollation
+                           then (select format('%I.%I', cn.nspname, c.collname) from pg_collation c join pg_namespace cn on cn.oid = c.collnamespace
+                                  where c.oid = r.rngcollation) end,
+                      'opclass', case when not o.opcdefault then format('%I.%I', opn.nspname, o.opcname) end,
+                      'diff', case when r.rngsubdiff <> 0 and r.rngsubdiff < 16384
+                           then (select format('pg_catalog.%I', p.proname) from pg_proc p where p.oid = r.rngsubdiff) end,
+                      'foreign', case when r.rngcanonical <> 0 then 'function ' || r.rngcanonical::text
+                                      when o.oid >= 16384 and not o.opcdefault then 'operator class ' || o.opcname end)
+               from pg_range r join pg_type st on st.oid = r.rngsubtype
+               join pg_type m on m.oid = r.rngmultitypid join pg_namespace mn on mn.oid = m.typnamespace
+               join pg_opclass o on o.oid = r.rngsubopc join pg_namespace opn on opn.oid = o.opcnamespace
+              where r.rngtypid = t.oid) as range,
             array(select x from unnest(array[t.typbasetype, b.typelem, t.typelem] ||
                     array(select a.atttypid from pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped) ||
                     array(select ae.typelem from pg_attribute a join pg_type ae on ae.oid = a.atttypid
                            where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped) ||
-                    array(select r.rngsubtype from pg_range r where r.rngtypid = t.oid)) x where x >= 16384)::int8[]::int4[] as uses
+                    array(select unnest(array[r.rngsubtype, r.rngtypid]) from pg_range r where t.oid in (r.rngtypid, r.rngmultitypid))) x where x >= 16384 and x <> t.oid)::int8[]::int4[] as uses
        from pg_type t join pg_namespace n on n.oid = t.typnamespace
        left join pg_class rc on rc.oid = t.typrelid
        left join pg_type b on b.oid = t.typbasetype

@@ -23,6 +23,7 @@ export function typeSteps(
     const sql = statement(row, blocked)
     if (sql === undefined) return
     schemas.add(row.schema)
+    if (row.range) schemas.add(row.range.multirange.schema)
     steps.push({
       what: `type ${row.schema}.${row.name}`,
       probe: `to_regtype(${literal(qualified(row))}) is not null`,
@@ -60,8 +61,19 @@ function statement(row: TypeRow, blocked: string[]): string | undefined {
           ({ name, type, collation }) => `${ident(name)} ${type}${collation === null ? '' : ` collate ${collation}`}`,
         )
         .join(', ')})`
-    case 'r':
-      return `create type ${name} as range (subtype = ${row.subtype ?? ''}, multirange_type_name = ${ident(row.schema)}.${ident(row.multirange ?? '')})`
+    case 'r': {
+      if (!row.range) return undefined
+      const { subtype, multirange, collation, opclass, diff, foreign } = row.range
+      if (foreign) blocked.push(`range ${row.schema}.${row.name} needs ${foreign}`)
+      const options = [
+        `subtype = ${subtype}`,
+        ...(opclass ? [`subtype_opclass = ${opclass}`] : []),
+        ...(collation ? [`collation = ${collation}`] : []),
+        ...(diff ? [`subtype_diff = ${diff}`] : []),
+        `multirange_type_name = ${qualified(multirange)}`,
+      ]
+      return `create type ${name} as range (${options.join(', ')})`
+    }
     default:
       // Arrays and multiranges come with the type they are of.
       if (row.kind === 'm' || row.uses.length > 0 || row.name.startsWith('_')) return undefined

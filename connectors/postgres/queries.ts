@@ -126,7 +126,7 @@ export async function selectTypes(client: pg.ClientBase, tables: readonly number
            select t.typbasetype where t.typtype = 'd'
            union all select t.typelem where t.typelem <> 0 and t.typlen = -1
            union all select a.atttypid from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
-           union all select r.rngsubtype from pg_range r where r.rngtypid = t.oid
+           union all select unnest(array[r.rngsubtype, r.rngtypid]) from pg_range r where t.oid in (r.rngtypid, r.rngmultitypid)
          ) x (oid)
      )
      select t.oid, n.nspname as schema, t.typname as name, t.typtype as kind, t.typbasetype as base, t.typtypmod as typmod,

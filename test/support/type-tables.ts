@@ -44,7 +44,7 @@ export async function typeColumns(url: string): Promise<readonly TypeColumn[]> {
             case when t.oid < 16384 and t.typname !~ '^reg' then (select p.proname from pg_proc p where p.oid = t.typsend and p.proargtypes[0] = t.oid) end as send
        from pg_type t join pg_namespace n on n.oid = t.typnamespace left join pg_class c on c.oid = t.typrelid
       where t.typtype in ('b', 'c', 'd', 'e', 'm', 'r') and t.typisdefined and n.nspname !~ '^pg_(toast|temp)'
-        and not exists (select from pg_type e where e.typarray = t.oid) and (c.oid is null or c.relkind = 'c')
+        and not exists (select from pg_type e where e.typarray = t.oid) and (c.oid is null or c.oid >= 16384)
       order by t.oid`,
   )
   const version = await serverVersion(client)

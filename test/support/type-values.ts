@@ -145,7 +145,7 @@ create domain public.good_pair as public.pair check ((value).a > 0);
 create domain public.moody as public.mood check (value <> 'sad');
 create type public.floatrange as range (subtype = float8, subtype_diff = float8mi);
 create type public.moodrange as range (subtype = public.mood, multirange_type_name = public.moods);
-create type public.wordrange as range (subtype = text, collation = "C");
+create type public.wordrange as range (subtype = text, collation = "C", subtype_opclass = text_pattern_ops, multirange_type_name = "Ödd Schema".wordmultirange);
 create type public.pairrange as range (subtype = public.pair);
 create type public.raw;
 create function public.raw_in(cstring) returns public.raw language internal immutable strict as 'textin';
@@ -191,12 +191,15 @@ export const userValues: Readonly<Record<string, readonly string[]>> = {
   moody: ["it's ok", ''],
   floatrange: ['empty', '(,)', '[-0,0.1]', '[-Infinity,NaN)'],
   moodrange: ['empty', '[sad,"so, \\"happy\\""]', '(,"")'],
-  wordrange: ['empty', '["",")"]', '[" a","b\\\\,\\"")', '(,ü]'],
+  wordrange: ['empty', '[B,a)', '["",")"]', '[" a","b\\\\,\\"")', '(,ü]'],
   pairrange: ['empty', '["(1,a,{})","(2,b,)")'],
   floatmultirange: ['{}', '{[-0,0.1],(5,)}'],
   moods: ['{}', '{[sad,sad],["so, \\"happy\\"",)}'],
   wordmultirange: ['{}', '{["",a),["b,\\"",)}'],
   pairmultirange: ['{}', '{["(1,a,{})","(2,b,)")}'],
+  thing: ['(1)', '()'],
+  'Odd "Table".x': ['(-1)'],
+  'a.b': ['()'],
   raw: words,
   three: words,
 } // prettier-ignore
