@@ -2,7 +2,6 @@ import type pg from 'pg'
 import type { Finding } from '../../src/connector.ts'
 import { tableName } from '../../src/model.ts'
 import { selectHopeless } from './check-queries.ts'
-import { finding } from './check.ts'
 import { ident, qualified } from './queries.ts'
 import type { CatalogTable } from './schema.ts'
 
@@ -16,17 +15,15 @@ export async function checkTypes(client: pg.ClientBase, tables: readonly Catalog
   for (const { table: oid, column, type, row } of await selectHopeless(client, [...byOid.keys()], unreadable)) {
     const table = byOid.get(oid)
     if (!table) continue
-    found.push(
-      finding(
-        'source.type',
-        'blocker',
-        row
-          ? `${tableName(table)}.${column} holds rows of ${type}, which each version of the server lays out otherwise`
-          : `${tableName(table)}.${column} holds ${type}, of which a server reads no value`,
-        'a type whose values can be written',
-        `ALTER TABLE ${qualified(table)} ALTER COLUMN ${ident(column)} TYPE text USING ${ident(column)}::text; -- or exclude the table`,
-      ),
-    )
+    found.push({
+      id: 'source.type',
+      level: 'blocker',
+      observed: row
+        ? `${tableName(table)}.${column} holds rows of ${type}, which each version of the server lays out otherwise`
+        : `${tableName(table)}.${column} holds ${type}, of which a server reads no value`,
+      needed: 'a type whose values can be written',
+      remedy: `ALTER TABLE ${qualified(table)} ALTER COLUMN ${ident(column)} TYPE text USING ${ident(column)}::text; -- or exclude the table`,
+    })
   }
   return found
 }

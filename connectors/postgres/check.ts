@@ -47,7 +47,7 @@ export async function checkSource(
       ...checkRoom(server, `crossfade_${pipeline}`),
       ...(await checkSlot(client, server, `crossfade_${pipeline}`)),
       ...(await checkTables(client, server, tables, `crossfade_${pipeline}`)),
-      ...checkKeys(tables),
+      ...checkKeys(tables, server),
       ...(await checkTypes(client, tables)),
       ...(await checkOthers(client, server, filter)),
     ]
@@ -297,12 +297,24 @@ async function checkMayPublish(
 }
 
 /** Once a table is published, the source itself refuses updates and deletes of rows that it cannot identify. */
-function checkKeys(tables: readonly CatalogTable[]): readonly Finding[] {
+function checkKeys(tables: readonly CatalogTable[], server: ServerRow): readonly Finding[] {
   const found: Finding[] = []
   const pinned: TableId[] = []
   for (const table of tables) {
     const name = tableName(table.table)
-    if (table.replicaIdentity === 'nothing' || (table.replicaIdentity !== 'full' && table.key.length === 0)) {
+    // From version 18 on it refuses them too where the old row would have a column that is not published.
+    const hides = server.version >= 180_000 && table.columns.some((column) => column.generated)
+    if (hides && table.replicaIdentity === 'full')
+      found.push(
+        finding(
+          'source.identity',
+          'blocker',
+          `${name} has REPLICA IDENTITY FULL and a generated column: once published, the source would refuse its updates and deletes`,
+          'a primary key to identify rows by',
+          byPrimaryKey(table),
+        ),
+      )
+    else if (table.replicaIdentity === 'nothing' || (table.replicaIdentity !== 'full' && table.key.length === 0)) {
       const why =
         table.replicaIdentity === 'nothing'
           ? 'has REPLICA IDENTITY NOTHING'
@@ -317,7 +329,9 @@ function checkKeys(tables: readonly CatalogTable[]): readonly Finding[] {
           'blocker',
           `${name} ${why}: once published, the source would refuse its updates and deletes`,
           'a primary key, or whole old rows in the log',
-          `ALTER TABLE ${qualified(table.table)} REPLICA IDENTITY FULL; -- or add a primary key, or exclude the table`,
+          hides
+            ? byPrimaryKey(table)
+            : `ALTER TABLE ${qualified(table.table)} REPLICA IDENTITY FULL; -- or add a primary key, or exclude the table`,
         ),
       )
     } else if (table.key.length === 0)
@@ -351,6 +365,16 @@ function checkKeys(tables: readonly CatalogTable[]): readonly Finding[] {
       ),
     )
   return found
+}
+
+function byPrimaryKey(table: CatalogTable): string {
+  const generated = new Set(table.columns.filter((column) => column.generated).map(({ attnum }) => attnum))
+  const key = table.primaryKey
+  const fits = key && !key.deferrable && !key.columns.some((attnum) => generated.has(attnum))
+  const alter = `ALTER TABLE ${qualified(table.table)}`
+  if (fits) return `${alter} REPLICA IDENTITY DEFAULT;`
+  if (key) return 'Give it a key that is neither deferrable nor of generated columns, or exclude the table'
+  return `${alter} ADD COLUMN crossfade_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, REPLICA IDENTITY DEFAULT; -- rewrites the table; or a key of its own columns, or exclude it`
 }
 
 async function checkOthers(client: pg.Client, server: ServerRow, filter: TableFilter): Promise<readonly Finding[]> {

@@ -81,7 +81,7 @@ const informationSchema: Readonly<Record<string, readonly string[]>> = {
   time_stamp: ['2024-02-29 12:00:00.12+00', '-infinity'],
   yes_or_no: ['YES', 'NO'],
 }
-const quoted = (name: string): string => `"${name.replaceAll('"', '""')}"`
+export const quoted = (name: string): string => `"${name.replaceAll('"', '""')}"`
 
 /** Creates a table with an `id` and, for each of these, a column and one of its arrays. */
 export async function createTypeTable(
@@ -118,27 +118,27 @@ export async function fillTypeTable(
   }
   const arrays = columns.filter(({ delimiter }) => delimiter !== undefined)
   const names = arrays.map(({ name }) => `, ${quoted(`${name}[]`)}`).join('')
-  for (const [i, make] of arrayTexts.entries())
+  for (let form = 0; form < 4; form++)
     await client.query(
-      `insert into ${table} (id${names}) values (${first + rows + i}${arrays.map((_, p) => `, $${p + 1}`).join('')})`,
-      arrays.map(({ values, delimiter = ',' }) =>
-        make(
-          values.filter(({ length }) => length < longest).map((value) => `"${value.replaceAll(/["\\]/g, '\\$&')}"`),
-          delimiter,
-        ),
-      ),
+      `insert into ${table} (id${names}) values (${first + rows + form}${arrays.map((_, p) => `, $${p + 1}`).join('')})`,
+      arrays.map(({ values, delimiter = ',' }) => arrayText(values, delimiter, form)),
     )
 }
 
 /** In arrays: what is longer is heavy, and nothing new. */
 const longest = 20_000
-const arrayTexts: readonly ((elements: readonly string[], delimiter: string) => string)[] = [
-  (elements, delimiter) => `{${[...elements, 'NULL'].join(delimiter)}}`,
-  () => '{}',
-  ([first = 'NULL', second = 'NULL'], delimiter) =>
-    `{{${first}${delimiter}NULL}${delimiter}{NULL${delimiter}${second}}}`,
-  ([first = 'NULL'], delimiter) => `[-2:-1]={${first}${delimiter}NULL}`,
-]
+
+/** An array of these values as its input function reads it: form 0 of all and a null, 1 empty, 2 of two dimensions, 3 with bounds below zero. */
+export function arrayText(values: readonly string[], delimiter: string, form: number): string {
+  const elements = values
+    .filter(({ length }) => length < longest)
+    .map((value) => `"${value.replaceAll(/["\\]/g, '\\$&')}"`)
+  const [one = 'NULL', two = 'NULL'] = elements
+  const list = (...some: readonly string[]): string => `{${some.join(delimiter)}}`
+  if (form === 0) return list(...elements, 'NULL')
+  if (form === 1) return '{}'
+  return form === 2 ? list(list(one, 'NULL'), list('NULL', two)) : `[-2:-1]=${list(one, 'NULL')}`
+}
 
 /** What differs between two ends in a table of `createTypeTable`, by column: text, bytes where they are comparable, bounds, type. */
 export async function compareTypeTable(

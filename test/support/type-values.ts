@@ -37,7 +37,7 @@ export const valuesOf: Readonly<Record<string, readonly string[]>> = {
   timestamptz: ['infinity', '-infinity', '4713-11-24 00:00:00+00 BC', '0044-03-15 12:00:00.123+15:59:59 BC', '294276-12-31 23:59:59.999999+00', '2024-03-31 02:30:00 Europe/Berlin', '1900-01-01 00:00:00 Europe/Amsterdam'],
   interval: [
     '0', '-1 year 2 mons -3 days 04:05:06.000007', '1 mon -1 day', '-1 day +00:00:00.000001', '178956970 years 7 mons', '-178956970 years -8 mons', '2147483647 days', '-2147483648 days',
-    '2562047788:00:54.775807','-2562047788:00:54.775807', '178956970 years 7 mons -2147483648 days 2562047788:00:54.775807', '-00:00:00.5', '1.5 years', '@ 1 year ago',
+    '-00:00:00.5', '1.5 years', '@ 1 year ago',
   ],
   json: ['{"a":1, "a": 2.10,\n\t"b" :[ ]}', ' null ', '"\\u0000\\ud834\\udd1e"', `{"n": ${digits(400)}e999}`, '""', '[1e400, -0, 1.10, 1E+2]', '"\\/"', `"${'x'.repeat(large)}"`],
   jsonb: ['{"a":1, "a": 2.10}', 'null', '"\\ud834\\udd1e\\\\"', `[1e400, -0, 1.10, 1e-400, ${digits(5000)}.${digits(5000)}]`, '{"": {"b": [[], {}]}, "\\"": 1, "zz": null}', '""', `"${'x'.repeat(large)}"`, '9007199254740993'],
@@ -119,9 +119,9 @@ export const unwritable: readonly string[] = [
 /** What the values above name, and types made of others; the same at both ends. */
 export const objects = `
 create schema "Ödd Schema";
-create table public.thing (id int);
-create table public."Odd ""Table"".x" (id int);
-create table "Ödd Schema"."a.b" (id int);
+create table public.thing (id int primary key);
+create table public."Odd ""Table"".x" (id int primary key);
+create table "Ödd Schema"."a.b" (id int primary key);
 create type public.mood as enum ('sad', 'it''s ok', 'so, "happy"', '', '\\');
 create function public.twice_of(int) returns int language sql immutable as 'select $1 * 2';
 create operator public.@#@ (function = int4pl, leftarg = int, rightarg = int);

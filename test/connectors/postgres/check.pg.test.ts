@@ -60,6 +60,24 @@ for (const version of [18, 14] as const) {
       assert.deepEqual(blockers(await source(admin, 'nowhere')), ['source.tables'])
     })
 
+    test('whole old rows with a generated column are refused where the source would refuse changes', async () => {
+      const generated = 'a int, b int generated always as (a * 2) stored'
+      await admin.query(`create schema gen; create table gen.keyless (${generated}); alter table gen.keyless replica identity full;
+        create table gen.none (${generated}); create table gen.keyed (id int primary key, ${generated}); alter table gen.keyed replica identity full`)
+      for (const round of [1, 2]) {
+        const found = (await source(admin, 'gen')).filter(({ level }) => level === 'blocker')
+        const wanted = round === 2 ? [] : version === 18 ? ['keyed', 'keyless', 'none'] : ['none']
+        assert.deepEqual(
+          found.map(({ observed }) => /gen\.(\w+)/.exec(observed)?.[1]),
+          wanted,
+        )
+        for (const { remedy } of found) await admin.query(remedy ?? '')
+      }
+      await admin.query('create publication gen for table gen.keyless, gen.none, gen.keyed')
+      for (const table of ['keyless', 'none', 'keyed']) await admin.query(`update gen.${table} set a = 1`)
+      await admin.query('drop publication gen')
+    })
+
     test('a role without rights is told what to run, and after that is content', async () => {
       await admin.query('create schema rights; create table rights.t (id int primary key)')
       await stranger('', async (client, role) => {
