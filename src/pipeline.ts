@@ -5,6 +5,7 @@ import type { PipelineConfig } from './config/pipeline-config.ts'
 import { holder, leases, type Lease, type Leases } from './coordinate/lease.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
+import { failpoint } from './failpoint.ts'
 import type { Logger } from './logger.ts'
 import { partsOf, type Connectors, type Parts } from './parts.ts'
 import { hasEnded, hostAndPid, thisProcess } from './process-identity.ts'
@@ -63,6 +64,7 @@ export async function runPipeline(
     try {
       if (await isComplete(store, signal)) return (board.phase = 'complete')
       await using lease = await standBy(own, store, asked, signal, standsBy)
+      failpoint('pipeline.after-lease')
       if (await isFinished(parts, store, signal)) return (board.phase = 'complete')
       if (board.phase === 'standby') log.info({}, 'taken over')
       board.phase = 'starting'
@@ -110,6 +112,7 @@ async function isFinished(parts: Parts, store: StateStore, signal: AbortSignal):
   if (completion.released) return true
   await using source = await parts.source(store, signal)
   await source.release(signal)
+  failpoint('full.between-release-and-record')
   await store.put('complete', { ...completion, released: true }, stored.revision, signal)
   return true
 }
@@ -194,7 +197,9 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   board.phase = 'stopped'
   if (config.mode !== 'full' || !copied) return 'stopped'
   const completion: Completion = { tables: tables.length, released: false }
+  failpoint('full.before-complete')
   await store.put('complete', completion, 0, signal)
+  failpoint('full.between-complete-and-release')
   await isFinished(parts, store, signal)
   return (board.phase = 'complete')
 }

@@ -3,6 +3,7 @@ import type { TableFilter, TableReader } from './connector.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { routes, type Route } from './change-log/topics.ts'
 import { Failure } from './errors.ts'
+import { failpoint } from './failpoint.ts'
 import { tableName, type TableId, type TableSchema, type TopicPartition } from './model.ts'
 import type { TablePlan } from './snapshot/plan.ts'
 
@@ -112,8 +113,10 @@ export async function registerTables(
     }
     fresh.push({ schema, route, plan })
   }
-  for (const table of fresh)
+  for (const table of fresh) {
     await store.put(keyOf(table.schema), table, stored.get(keyOf(table.schema))?.revision ?? 0, signal)
+    failpoint('setup.between-tables')
+  }
   return [...known, ...fresh]
 }
 

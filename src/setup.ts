@@ -6,6 +6,7 @@ import type { Finding, Sink, Snapshot, Source, Start } from './connector.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
+import { failpoint } from './failpoint.ts'
 import { origin, tableName, type Position, type TableSchema } from './model.ts'
 import type { Parts } from './parts.ts'
 import { leaveOut, partitionsOf, registerTables, type Registered } from './registry.ts'
@@ -52,11 +53,14 @@ export async function setUp(
   const limits = { partitions: config.log.partitions, chunkRows: config.snapshot.chunkRows }
   const all = await registerTables(config.name, found, filter, store, reader, { ...limits, begun }, signal)
   await reader[Symbol.asyncDispose]()
+  failpoint('setup.after-tables')
   const topics = topicsOf(config.name, all)
   await openTopics(changeLog, store, topics, begun, signal)
+  failpoint('setup.after-topics')
   if (!begun) await demandEmpty(changeLog, topics, config.name, signal)
   const schemas = all.map(({ schema }) => schema)
   await sink.prepare([], 'before', undefined, signal)
+  failpoint('setup.after-own-tables')
   if (begun) await demandKnownLog(changeLog, sink, all, signal)
   const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
   const open = all.filter(({ schema }) => copies.get(tableName(schema.table))?.live !== true)
@@ -70,14 +74,18 @@ export async function setUp(
       )) ?? [],
     )
   if (open.length > 0) await prepare(parts, { source, sink, store }, all, 'before', signal)
+  failpoint('setup.after-schema')
   blockUnless(await sink.check(schemas, signal))
   const hold = async ({ schema, route }: Registered, start?: Start): Promise<void> => {
     const copy = { table: schema.table, partitions: partitionsOf(route), snapshot: origin, live: !copying }
     await sink.setCopy(copy, 0, signal, start)
+    failpoint('setup.after-hold')
   }
   if (!begun) for (const table of open) await hold(table)
   const { snapshot, start } = await keepChanges(source, schemas, config.startAt, signal)
+  failpoint('setup.between-retain-and-begun')
   if (!begun) await store.put('begun', { tables: all.length }, 0, signal)
+  failpoint('setup.after-begun')
   if (added.length > 0) {
     // No capture and no lane runs yet, so that nothing of them is applied, and what their topics hold is of a time before.
     const { position } = await source.health(signal)
@@ -156,6 +164,7 @@ export async function complete(
   signal: AbortSignal,
 ): Promise<void> {
   await prepare(parts, { source, sink, store }, tables, 'after', signal)
+  failpoint('copy.between-schema-and-counters')
   if (source.counters && sink.advance) await sink.advance(await source.counters(parts.filter, signal), signal)
 }
 
@@ -189,6 +198,7 @@ async function openTopics(
     return id === undefined ? topic : { ...topic, id }
   })
   await changeLog.open(recorded, signal)
+  failpoint('setup.between-topics-and-ids')
   const names = new Set(topics.map(({ name }) => name))
   if (names.size === Object.keys(known).length && Object.keys(known).every((name) => names.has(name))) return
   const ids = Object.fromEntries(await changeLog.topicIds([...names], signal))
@@ -254,6 +264,7 @@ async function schemaStyle(
   if (decided !== undefined) return decided.value as SchemaStyle
   const style = config.snapshot.schema === 'auto' ? await automatic() : config.snapshot.schema
   await store.put('schema-style', style, 0, signal)
+  failpoint('setup.after-style')
   return style
 
   async function automatic(): Promise<SchemaStyle> {

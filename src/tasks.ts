@@ -14,6 +14,7 @@ import { heartbeatPrefix, type Sink, type Snapshot, type Source } from './connec
 import type { Leases } from './coordinate/lease.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { Failure } from './errors.ts'
+import { failpoint } from './failpoint.ts'
 import { comparePositions, origin, tableName, type Epoch, type Position, type TopicPartition } from './model.ts'
 import type { Parts } from './parts.ts'
 import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'
@@ -106,6 +107,7 @@ export async function laneTask(
   await using lane = await sink.lane(signal)
   const schemas = schemaReader(changeLog, schemasTopic(parts.config.name))
   const checkpoints = await lane.claim(mine, 0, signal)
+  failpoint('apply.after-claim')
   await demandKnown(changeLog, checkpoints, signal)
   const batcher = createBatcher({
     checkpoints,

@@ -12,6 +12,7 @@ import {
 } from '../../src/model.ts'
 import type { Rows } from '../../src/rows.ts'
 import { sqlState } from './errors.ts'
+import { failpoint } from '../../src/failpoint.ts'
 import { RoundTripError } from './frontend.ts'
 import type { Session } from './lane-session.ts'
 import { appendGuard, isGuardFailure } from './ordered.ts'
@@ -42,17 +43,22 @@ export async function arrive(
         : 'lost'
     }
     const { done, arrived } = await arriveAt(client, pipeline, barrier, at)
+    failpoint('barrier.after-arrival')
     if (!done) {
       const there = new Set(arrived.map(partitionName))
       const missing = barrier.partitions.filter((partition) => !there.has(partitionName(partition)))
       // A table that was left out has no checkpoint; taken in again, it begins behind the barrier.
       const open = missing.length === 0 ? [] : await selectPartitions(client, pipeline, missing, false)
       if (open.some(({ mark }) => compareMarks(mark, barrier.mark) < 0)) return 'waiting'
+      failpoint('barrier.before-effect')
       await perform(session, barrier, isLoose(at, barrier.mark))
+      failpoint('barrier.between-effect-and-done')
       await finishBarrier(client, pipeline, barrier)
+      failpoint('barrier.between-done-and-checkpoint')
     }
     appendGuard(session, [advance])
     await session.send()
+    failpoint('barrier.before-commit')
     return 'done'
   })
   if (outcome === 'done' && barrier.effect.kind === 'schema') await session.forget()

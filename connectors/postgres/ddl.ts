@@ -7,6 +7,7 @@ import { destroy } from './copy-out.ts'
 import { dumpSections } from './ddl-dump.ts'
 import { tableSections } from './ddl-tables.ts'
 import { mapError, sqlState } from './errors.ts'
+import { failpoint } from '../../src/failpoint.ts'
 import { lockDdl } from './queries.ts'
 import { readCatalog } from './schema.ts'
 
@@ -91,7 +92,9 @@ export async function applyDdl(
         await client.query(step.sql)
       }
       at = phase
+      failpoint(phase === 'before' ? 'schema.before-tables' : 'schema.before-rest')
       await client.query('commit')
+      failpoint(phase === 'before' ? 'schema.after-tables' : 'schema.after-rest')
     }
   } catch (error) {
     signal.throwIfAborted()

@@ -7,6 +7,7 @@ import { slice } from './arrays.ts'
 import { arrive } from './barrier.ts'
 import { close } from './config.ts'
 import { mapError, sqlState } from './errors.ts'
+import { failpoint } from '../../src/failpoint.ts'
 import { RoundTripError } from './frontend.ts'
 import type { Session } from './lane-session.ts'
 import { load } from './load.ts'
@@ -73,6 +74,7 @@ async function claim(
             object: partitions.map(partitionName).join(', '),
             observed: `a generation after ${generation} has claimed`,
           })
+        failpoint('claim.before-commit')
         return await selectPartitions(client, pipeline, partitions, false)
       }, `set local lock_timeout = '2s'`)
     } catch (error) {

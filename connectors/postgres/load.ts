@@ -28,6 +28,7 @@ export async function load(
   const begun = await session.durably(async () => await beginChunk(client, pipeline, chunk, epoch))
   if (begun === undefined) throw new Failure('FENCED', { object, observed: 'a later lease works on it' })
   if (begun.done) return undefined
+  failpoint('load.after-begin')
   const unlimited = 'set local transaction_timeout = 0'
   return await session.durably(
     async () => {
@@ -42,8 +43,10 @@ export async function load(
           ? await loadFrames(session, plan, data.format, data.frames, object)
           : await loadRows(session, plan, data.batches, object)
       await demandSnapshot(true)
+      failpoint('load.before-mark')
       if (!(await finishChunk(client, pipeline, chunk, epoch, rows)))
         throw new Failure('FENCED', { object, observed: 'a later lease works on it' })
+      failpoint('load.before-commit')
       return rows
     },
     (await hasTransactionTimeout(session)) ? unlimited : '',

@@ -1,6 +1,7 @@
 import { readFile, readdir } from 'node:fs/promises'
 import type { ClientBase } from 'pg'
 import type { CopyState, Start } from '../../src/connector.ts'
+import { failpoint } from '../../src/failpoint.ts'
 import {
   partitionName,
   type Barrier,
@@ -36,6 +37,7 @@ export async function migrate(client: ClientBase): Promise<void> {
       await client.query(await readFile(new URL(name, folder), 'utf8'))
       await client.query('insert into crossfade.migration (number) values ($1)', [number])
     }
+    failpoint('own-tables.before-commit')
     await client.query('commit')
   } catch (error) {
     await client.query('rollback').catch(() => {})

@@ -7,6 +7,7 @@ import { close, connect, type PostgresConfig } from './config.ts'
 import { controlConnection } from './control.ts'
 import { applyDdl } from './ddl.ts'
 import { mapError, sqlState } from './errors.ts'
+import { failpoint } from '../../src/failpoint.ts'
 import { openLane } from './lane.ts'
 import { prepareSession, session, targetTables, type Targets } from './lane-session.ts'
 import { selectIdentity } from './queries.ts'
@@ -95,6 +96,7 @@ async function setCopy(
     await insertCheckpoints(client, pipeline, partitions, start)
     // Changes after the snapshot find the rows they change; those up to it may not, for their rows may come with the copy, or be gone.
     await updateHolds(client, pipeline, partitions, live ? undefined : snapshot, snapshot)
+    failpoint('hold.before-commit')
   })
 }
 

@@ -4,6 +4,7 @@ import type { Snapshot } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import { close, connect, type PostgresConfig } from './config.ts'
 import { mapError, sqlState } from './errors.ts'
+import { failpoint } from '../../src/failpoint.ts'
 import { parseLsn, snapshotPosition } from './position.ts'
 import {
   adoptSnapshot,
@@ -44,6 +45,7 @@ export async function openSlot(control: pg.Client, options: SlotOptions, signal:
     const system = await identifySystem(sender)
     const made = await bounded(createSlot(sender, slot, temporary, serverVersion), control, sender, options, signal)
     const consistentPoint = parseLsn(made.consistent_point)
+    failpoint('retain.between-slot-and-snapshot')
     const holder = await connect(config, { name: 'snapshot', pipeline }, signal)
     try {
       const id = await adoptSnapshot(holder, made.snapshot_name)

@@ -1,3 +1,4 @@
+import { failpoint } from '../../src/failpoint.ts'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type pg from 'pg'
@@ -184,6 +185,7 @@ export async function openSource(
     const nothing = { oid: 0, options: '', version: '', relations: [] }
     const none = { systemId: '', timeline: 0, database: config.database, consistentPoint: '', publication: nothing }
     await record({ ...none, adding: [], state: 'making' }, signal)
+    failpoint('retain.after-intent')
     if (slot) {
       await freeSlot(control, pipeline, name, performance.now() + takeOverMs, signal)
       await ask(dropSlot(control, name), signal, object)
@@ -191,6 +193,7 @@ export async function openSource(
     // H9: a slot older than its publication cannot be decoded.
     if (existing && !given) await ask(dropPublication(control, name), signal, publication)
     if (!given) await ask(createPublication(control, name, ids), signal, publication)
+    failpoint('retain.between-publication-and-slot')
     const wanted = { config, pipeline, slot: name, temporary: false, serverVersion }
     const limitMs = options.snapshotLimitMs ?? snapshotLimitMs
     const made = openSlot(control, { ...wanted, limitMs }, signal)
@@ -202,7 +205,9 @@ export async function openSource(
       const row = await published(signal)
       adopt(tables, row)
       const place = positionOf(consistentPoint)
+      failpoint('retain.between-snapshot-and-record')
       await record({ ...system, state: 'made', consistentPoint: place, publication: row, adding: [] }, signal)
+      failpoint('retain.after-record')
       return snapshot
     } catch (error) {
       await snapshot[Symbol.asyncDispose]()
@@ -459,10 +464,12 @@ export async function openSource(
         if (!former) return
         await freeSlot(control, pipeline, name, performance.now() + takeOverMs, signal)
         await ask(dropSlot(control, name), signal, `slot ${name}`)
+        failpoint('release.between-slot-and-publication')
         await ask(dropPublication(control, name), signal, publication).catch((error: unknown) => {
           if (!(error instanceof Failure) || error.code !== 'NO_RIGHTS') throw error
           context.log.info({ publication: name }, 'the publication is left to its owner')
         })
+        failpoint('release.between-publication-and-record')
         await record({ ...former, state: 'released' }, signal)
         recorded = undefined
       }),

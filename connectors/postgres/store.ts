@@ -4,6 +4,7 @@ import { Failure } from '../../src/errors.ts'
 import { address, connect, type PostgresConfig } from './config.ts'
 import { controlConnection } from './control.ts'
 import { sqlState } from './errors.ts'
+import { failpoint } from '../../src/failpoint.ts'
 import { ident } from './queries.ts'
 import { deleteStates, insertState, migrate, selectState, selectStates, updateState } from './sink-queries.ts'
 
@@ -32,9 +33,13 @@ export async function openStore(
         if (!migrated) await migrate(client).catch((error: unknown) => refused(error, config))
         migrated = true
         const json = JSON.stringify(value)
-        return expected === 0
-          ? await insertState(client, pipeline, key, json)
-          : await updateState(client, pipeline, key, json, expected)
+        failpoint('store.before-write')
+        const revision =
+          expected === 0
+            ? await insertState(client, pipeline, key, json)
+            : await updateState(client, pipeline, key, json, expected)
+        failpoint('store.after-write')
+        return revision
       }),
     remove: async (prefix, given) =>
       await control.use(

@@ -52,7 +52,9 @@ export async function applyLane(
     if (early) pull = fetch()
     for (let step = batcher.next(); step !== undefined; step = batcher.next()) {
       if (step.kind === 'arrive') {
+        failpoint('apply.before-arrival')
         const arrival = await lane.arrive(step.barrier, step.advance, signal)
+        failpoint('apply.after-arrival')
         if (arrival === 'done') {
           batcher.pass(step.barrier)
           atBarrier = barrierWait

@@ -19,7 +19,11 @@ export async function capture(
   stop: AbortSignal,
 ): Promise<void> {
   await using stream = await source.changes(after, signal)
-  for (const round of publisher.opening()) publisher.landed(await log.append(round, signal))
+  failpoint('capture.before-opening')
+  for (const round of publisher.opening()) {
+    publisher.landed(await log.append(round, signal))
+    failpoint('capture.in-opening')
+  }
   let inFlight: Promise<void> = Promise.resolve()
   const send = async (): Promise<void> => {
     do {

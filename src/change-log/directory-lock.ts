@@ -1,6 +1,7 @@
 import { link, open, readdir, readFile, rename, unlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Failure } from '../errors.ts'
+import { failpoint } from '../failpoint.ts'
 import type { Epoch } from '../model.ts'
 import { hasEnded, hostAndPid, thisProcess } from '../process-identity.ts'
 
@@ -32,6 +33,7 @@ export async function lockDirectory(dir: string): Promise<DirectoryLock> {
     const draft = join(dir, `draft-${process.pid}-${Math.random().toString(36).slice(2)}`)
     await writeDurably(draft, thisProcess())
     try {
+      failpoint('log.before-lock')
       await link(draft, path)
     } catch (error) {
       if (errorCode(error) === 'EEXIST') continue
@@ -44,6 +46,7 @@ export async function lockDirectory(dir: string): Promise<DirectoryLock> {
       await unlink(path)
       continue
     }
+    failpoint('log.after-lock')
     await syncDirectory(dir)
     for (const name of await readdir(dir)) {
       const number = Number(pattern.exec(name)?.[1] ?? epoch)

@@ -3,6 +3,7 @@ import { mkdir, readFile, realpath, rename } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Failure } from '../errors.ts'
+import { failpoint } from '../failpoint.ts'
 import { partitionName, type Offset, type TopicPartition } from '../model.ts'
 import { arrivals, type Arrivals } from './arrivals.ts'
 import { keptBytes, type ChangeLog, type EncodedBatch, type FetchedBatch, type Topic } from './change-log.ts'
@@ -212,6 +213,7 @@ async function appendRound(core: Core, key: string, round: readonly EncodedBatch
     for (const result of results) if (result.status === 'fulfilled') await result.value.undo()
     throw await asLogFailure(core, key, failed.reason)
   }
+  failpoint('log.between-sync-and-answer')
   for (const result of results) if (result.status === 'fulfilled') result.value.commit()
   core.news.announce()
   if (performance.now() - core.swept > sweepEvery) {
@@ -364,7 +366,9 @@ async function makeTopic(core: Core, topic: Topic): Promise<Required<Topic>> {
   await mkdir(dir, { recursive: true })
   const draft = join(dir, 'topic.json.draft')
   await writeDurably(draft, JSON.stringify(made))
+  failpoint('log.before-topic')
   await rename(draft, join(dir, 'topic.json'))
+  failpoint('log.after-topic')
   for (const each of [dir, join(core.dir, 'topics'), core.dir]) await syncDirectory(each)
   core.topics.delete(topic.name)
   return made

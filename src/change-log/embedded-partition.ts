@@ -1,3 +1,4 @@
+import { failpoint } from '../failpoint.ts'
 import { open, readdir, stat, unlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Epoch, TopicPartition } from '../model.ts'
@@ -47,7 +48,9 @@ export async function openPartition(dir: string, at: TopicPartition, epoch: Epoc
     const id = `${String(epoch).padStart(12, '0')}-${String(parts).padStart(6, '0')}`
     const header = { predecessor: last?.id ?? '', predecessorBytes: last?.bytes ?? 0, base: endOf() }
     const made = await createSegment(id, pathOf(id), header)
+    failpoint('log.between-segment-and-name')
     await syncDirectory(dir)
+    failpoint('log.after-segment')
     parts++
     segments.push(made)
     current = made
@@ -87,6 +90,7 @@ export async function openPartition(dir: string, at: TopicPartition, epoch: Epoc
         await undo()
         throw error
       }
+      failpoint('log.between-write-and-sync')
       await segment.file.datasync().catch((error: unknown) => {
         throw new SyncError(segment.path, error)
       })

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import kafkajs, { type Admin } from 'kafkajs'
 import { asFailure, Failure } from '../errors.ts'
+import { failpoint } from '../failpoint.ts'
 import { keptBytes, type Topic } from './change-log.ts'
 import { kafkaOf, type KafkaAddress } from './kafka-client.ts'
 import { abortable, otherTopic, type KafkaCluster } from './kafka-cluster.ts'
@@ -30,7 +31,9 @@ export async function openTopics(
   const admin = kafkaOf(address).admin()
   try {
     await abortable(admin.connect(), signal)
+    failpoint('log.before-topics')
     for (const some of portions(missing)) await create(admin, defaults, some, signal)
+    failpoint('log.after-topics')
     await ready(cluster, topics, signal)
     for (const some of portions(topics)) {
       const small = await compare(admin, defaults, some, signal)

@@ -1,5 +1,6 @@
 import { crc32c } from '@node-rs/crc32'
 import { open, type FileHandle } from 'node:fs/promises'
+import { failpoint } from '../failpoint.ts'
 import type { TopicPartition } from '../model.ts'
 import { At, batchSize, checksum, readOffset } from './batch-layout.ts'
 import { damaged } from './read-batches.ts'
@@ -41,7 +42,9 @@ export async function createSegment(id: string, path: string, header: SegmentHea
   bytes.writeUInt32BE(crc32c(bytes.subarray(0, 52)), 52)
   const file = await open(path, 'w+')
   try {
+    failpoint('log.before-header')
     await file.write(bytes, 0, headerSize, 0)
+    failpoint('log.between-header-and-sync')
     await file.sync()
   } catch (error) {
     await file.close()

@@ -58,8 +58,10 @@ export async function copyRound(
   if (open.length === 0) return 'done'
   const partitions = open.flatMap((table) => table.partitions)
   const hold = async (snapshot: Position): Promise<void> => {
-    for (const { schema, partitions } of open)
+    for (const { schema, partitions } of open) {
       await sink.setCopy({ table: schema.table, partitions, snapshot, live: false }, epoch, signal)
+      failpoint('copy.between-holds')
+    }
     await parts.moved()
   }
   const release = async (at: Position, emptied: ReadonlyMap<string, Position>): Promise<void> => {
@@ -70,12 +72,14 @@ export async function copyRound(
       const rows = copy === undefined ? 0 : rowsLoaded(plan, copy)
       const snapshot = emptied.get(name) ?? at
       await sink.setCopy({ table: schema.table, partitions, snapshot, live: true, rows }, epoch, signal)
+      failpoint('copy.between-live')
     }
     await parts.moved()
   }
   if (first === undefined) await hold(origin)
   failpoint('copy.between-hold-and-snapshot')
   await using snapshot = first ?? (await source.snapshot(signal))
+  failpoint('copy.between-snapshot-and-hold')
   await hold(snapshot.position)
   if (first === undefined) await parts.stands(partitions, snapshot.position, signal)
   const queue = inOrder(
@@ -88,6 +92,7 @@ export async function copyRound(
   const round = { snapshot, tables: open, epoch, emptied: new Map<string, Position>() }
   const outcome = await copyChunks(parts, round, queue, signal, stop)
   if (outcome !== 'done') return outcome
+  failpoint('copy.before-complete')
   await parts.complete(signal)
   failpoint('copy.before-live')
   // Rows that were left out of a table may be missed until its truncate.

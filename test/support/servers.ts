@@ -13,7 +13,7 @@ interface SharedPostgres {
   readonly adminUrl: string
   url(database: string, user?: string): string
   /** Creates a database of a fresh name and resolves to its address. Dropped, its slots too, when our process ends. */
-  database(prefix: string): Promise<string>
+  database(prefix: string, template?: string): Promise<string>
 }
 
 interface SharedKafka {
@@ -116,9 +116,9 @@ async function openPostgres(version: PostgresVersion): Promise<SharedPostgres> {
       if (user !== undefined) url.username = encodeURIComponent(user)
       return url.href
     },
-    async database(prefix) {
+    async database(prefix, template = 'template0') {
       const name = fresh(prefix)
-      await sql(adminUrl, `create database ${pg.escapeIdentifier(name)} template template0`)
+      await sql(adminUrl, `create database ${pg.escapeIdentifier(name)} template ${pg.escapeIdentifier(template)}`)
       made.push(name)
       return server.url(name)
     },
