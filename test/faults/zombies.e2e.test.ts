@@ -97,7 +97,7 @@ describe('a worker that was thought dead', { ...needs('pg', 'kafka'), concurrenc
     },
   )
 
-  it('H1: stopped within a batch, it is not waited for, and its half is undone', { timeout: 400_000 }, async (t) => {
+  it('H18: stopped within a batch, it is not waited for, and its half is undone', { timeout: 400_000 }, async (t) => {
     await using pipeline = await prepared('kafka', 500)
     const zombie = pipeline.run()
     await shows(zombie, / streaming /)
