@@ -100,8 +100,9 @@ const barrierTables = ['basket', 'product']
 let template = ''
 const seed = Number(process.env['CROSSFADE_SEED'] ?? Date.now() % 100_000)
 
-/** Barriers of one table and of several, in partitions of several lanes, until `stopped`. */
-async function stir(url: string, stopped: () => boolean): Promise<void> {
+/** Barriers of one table and of several, in partitions of several lanes, from when `worker` streams (a truncate restarts a copy) until `stopped`. */
+async function stir(url: string, worker: Worker, stopped: () => boolean): Promise<void> {
+  while (!worker.printed().includes(' streaming ') && !stopped()) await sleep(50)
   for (let n = 0; !stopped(); n++) {
     await sql(url, `insert into basket select i, ${n} from generate_series(1, 20) i on conflict do nothing`)
     if (n % 3 === 0) await sql(url, 'truncate basket')
@@ -125,9 +126,10 @@ async function dies(point: Failpoint, passing: number, deaths: Deaths): Promise<
   })
   const writers = deaths.mode === 'full' ? undefined : startWriters(source, { seed, writers: 2, pause: 8 })
   let stopped = false
-  const stirring = deaths.barriers && stir(source, () => stopped)
+  const first = pipeline.run([], { CROSSFADE_FAILPOINT: `${point}:${passing}` })
+  const stirring = deaths.barriers && stir(source, first, () => stopped)
   try {
-    const killed = await ending(pipeline.run([], { CROSSFADE_FAILPOINT: `${point}:${passing}` }))
+    const killed = await ending(first)
     assert.equal(killed.signal, 'SIGKILL', `the point was not passed:\n${killed.stdout}${killed.stderr}`)
     const next = pipeline.run()
     if (writers === undefined) {
