@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { globSync, mkdtempSync, rmSync, statSync, truncateSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, test } from 'node:test'
@@ -465,4 +465,24 @@ test('the preflight tells of a server that does not answer as a finding, beside 
   assert.equal(blocker?.id, 'source')
   assert.match(blocker?.observed ?? '', /^SERVER_UNREACHABLE: injected/)
   assert.ok((blocker?.remedy ?? '').length > 10)
+})
+
+test('H23: a log that lost its end, which the target had not reached, is not written on', async () => {
+  const { run, sink, database, equal } = world()
+  const first = run('hybrid')
+  await first.phase('streaming')
+  await equal()
+  const [file = ''] = globSync(join(dir, 'log/shop/topics/shop.public.orders/0-*.log'))
+  const { size } = statSync(file)
+  sink.inject('apply', { kind: 'reject', error: unreachable() }, 1000)
+  for (const n of [101, 102]) {
+    const before = database.acknowledged
+    database.commit({ kind: 'insert', table: orders, row: [`${n}`, 'lost', null, '1'] })
+    assert.ok(await until(() => database.acknowledged > before, 10_000), 'nothing was acknowledged')
+  }
+  await first.stop()
+  sink.inject('apply', { kind: 'reject', error: unreachable() }, -1)
+  assert.ok(statSync(file).size > size)
+  truncateSync(file, size)
+  await assert.rejects(run('hybrid').ended, (error) => asFailure(error).code === 'LOG_DAMAGED')
 })
