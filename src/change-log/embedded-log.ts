@@ -112,8 +112,7 @@ function logOf(core: Core, key: string): ChangeLog {
     open: async (topics, signal) =>
       await asked(core.dir, async () => {
         check(signal)
-        for (const topic of topics) {
-          const there = (await topicOf(core, topic.name)) ?? (await makeTopic(core, topic))
+        for (const { topic, there } of await findOrMake(core, topics)) {
           const { id = there.id } = topic
           // By age or by size is decided at each opening.
           const otherCleanup = (there.cleanup === 'compact') !== (topic.cleanup === 'compact')
@@ -353,6 +352,31 @@ async function readTopic(core: Core, name: string): Promise<Required<Topic> | un
   throw new Failure('LOG_DAMAGED', { object: path, observed: 'not the description of a topic' })
 }
 
+/** Each topic as it is now. Made many at a time: the disk needs hardly more for them than for one. */
+async function findOrMake(
+  core: Core,
+  topics: readonly Topic[],
+): Promise<readonly { readonly topic: Topic; readonly there: Required<Topic> }[]> {
+  const queue = topics.toReversed()
+  let made = 0
+  const some = async (): Promise<{ topic: Topic; there: Required<Topic> }[]> => {
+    const found = []
+    for (let topic = queue.pop(); topic !== undefined; topic = queue.pop()) {
+      let there = await topicOf(core, topic.name)
+      if (there === undefined) {
+        there = await makeTopic(core, topic)
+        made++
+      }
+      found.push({ topic, there })
+    }
+    return found
+  }
+  const all = await Promise.all(Array.from({ length: makers }, some))
+  if (made > 0) for (const each of [join(core.dir, 'topics'), core.dir]) await syncDirectory(each)
+  return all.flat()
+}
+const makers = 32
+
 async function makeTopic(core: Core, topic: Topic): Promise<Required<Topic>> {
   if (topic.id !== undefined) {
     throw new Failure('TOPIC_MISMATCH', {
@@ -369,7 +393,7 @@ async function makeTopic(core: Core, topic: Topic): Promise<Required<Topic>> {
   failpoint('log.before-topic')
   await rename(draft, join(dir, 'topic.json'))
   failpoint('log.after-topic')
-  for (const each of [dir, join(core.dir, 'topics'), core.dir]) await syncDirectory(each)
+  await syncDirectory(dir)
   core.topics.delete(topic.name)
   return made
 }
