@@ -7,7 +7,7 @@ import type { PipelineConfig } from './config/pipeline-config.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
 import { failpoint } from './failpoint.ts'
-import { origin, tableName, type Position, type TableSchema } from './model.ts'
+import { origin, tableName, type Position, type TableId, type TableSchema } from './model.ts'
 import type { Parts } from './parts.ts'
 import { leaveOut, partitionsOf, registerTables, type Registered } from './registry.ts'
 
@@ -48,7 +48,7 @@ export async function setUp(
       needed: 'at least one table',
     })
   }
-  if (begun) await leaveTables(parts, sink, store, signal)
+  if (begun) await leaveTables(parts, sink, store, found, signal)
   const reader = await source.reader('now', signal)
   const limits = { partitions: config.log.partitions, chunkRows: config.snapshot.chunkRows }
   const all = await registerTables(config.name, found, filter, store, reader, { ...limits, begun }, signal)
@@ -113,8 +113,17 @@ async function keepChanges(
 }
 
 /** Tables that the configuration does not name any more. Their topics, and their rows at the target, stay as they are. */
-async function leaveTables(parts: Parts, sink: Sink, store: StateStore, signal: AbortSignal): Promise<void> {
-  const gone = await leaveOut(store, parts.filter, async (table) => await sink.leave(table, signal), signal)
+async function leaveTables(
+  parts: Parts,
+  sink: Sink,
+  store: StateStore,
+  found: readonly TableSchema[],
+  signal: AbortSignal,
+): Promise<void> {
+  const names = new Set(found.map(({ table }) => tableName(table)))
+  // A part of another table may be named by that one alone, which only the source knows.
+  const stays = (table: TableId): boolean => names.has(tableName(table)) || parts.filter(table)
+  const gone = await leaveOut(store, stays, async (table) => await sink.leave(table, signal), signal)
   if (gone.length === 0) return
   const facts = {
     tables: gone.map(({ schema }) => tableName(schema.table)),
