@@ -202,7 +202,7 @@ async function decodeMessages(bed: PgSourceBed, schema: TableSchema): Promise<()
     const queue = changeQueue()
     const decode = messageDecoder({
       queue,
-      lookup: () => schema,
+      tables: { at: () => schema, passing: () => [] },
       ours: () => false,
       after: '' as Position,
     })

@@ -91,6 +91,9 @@ export interface Source extends AsyncDisposable {
   /** `startAt`: as `adopt` will be asked to. */
   check(filter: TableFilter, signal: AbortSignal, startAt?: string): Promise<readonly Finding[]>
   tables(filter: TableFilter, signal: AbortSignal): Promise<readonly TableSchema[]>
+  /** Every version of the retained tables that was handed on or is about to be, oldest first; the target stands at one of each table's. Absent: tables
+   *  never change. */
+  versions?(signal: AbortSignal): Promise<readonly TableSchema[]>
   /** Makes the source keep changes of these tables; the first call returns a snapshot, a repeat adds what is missing, leaves out what is not named any
    *  more, and returns undefined. Changes of a table from before it was left out are passed over, also once it is added again. */
   retain(tables: readonly TableSchema[], signal: AbortSignal): Promise<Snapshot | undefined>
@@ -183,8 +186,14 @@ export interface Lane extends AsyncDisposable {
 export type ChunkData =
   | { readonly kind: 'rows'; readonly batches: AsyncIterable<Rows> }
   | { readonly kind: 'frames'; readonly format: string; readonly frames: AsyncIterable<Uint8Array> }
-/** What a connector is opened with. `dir`: a folder of this pipeline for spilled data, gone after a crash at no loss. */
-export type Context = { readonly pipeline: string; readonly dir: string; readonly log: Logger }
+/** What a connector is opened with. `dir`: a folder of this pipeline for spilled data, gone after a crash at no loss. `ddl`: whether a sink makes a
+ *  table's changes itself, or stops with what an operator has to run; default stop. */
+export type Context = {
+  readonly pipeline: string
+  readonly dir: string
+  readonly log: Logger
+  readonly ddl?: 'apply' | 'stop'
+}
 /** One kind of database. What is absent, it cannot do. `parse` gets the connection's part of the configuration file and throws CONFIG_INVALID naming
  *  every bad key. */
 export interface Connector<Config = unknown> {

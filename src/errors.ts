@@ -73,7 +73,7 @@ export const codes: Readonly<Record<ErrorCode, Code>> = {
   TABLE_MISSING: operator('A table does not exist', 'Create it, or leave it out by tables.exclude'),
   TABLE_CHANGED: stop(
     'A table is not as it was recorded',
-    'Compare the definitions at both ends; a changed table must be copied again',
+    'Run the statements named at the target, or undo the change at the source, then start again',
   ),
   TABLE_REWRITTEN: retry('A table was rewritten or truncated while it was copied', 'Nothing: its copy restarts', 1),
   TARGET_SHAPE: operator(

@@ -76,6 +76,9 @@ export type Failpoint =
   | 'release.between-slot-and-publication'
   | 'release.between-publication-and-record'
   | 'full.between-release-and-record'
+  // Changes of tables.
+  | 'ddl.before-record'
+  | 'ddl.after-record'
 
 const [name, countdown = '1'] = (process.env['CROSSFADE_FAILPOINT'] ?? '').split(':')
 let left = Number(countdown)

@@ -68,6 +68,39 @@ export type Barrier = {
   readonly partitions: readonly TopicPartition[]
   readonly effect: Effect
 }
+/** One difference of a table from its version before. Types, values and expressions are the source's own texts. `proved`: rows that were there before read
+ *  the same, or have `value`, at the target too; otherwise only an operator knows what the column holds in them. */
+export type TableChange =
+  | {
+      readonly kind: 'add'
+      readonly column: string
+      readonly type: string
+      readonly collation?: string
+      /** What rows from before hold; absent: NULL. */
+      readonly value?: string
+      /** What new rows get where they name no value; absent: NULL. */
+      readonly default?: string
+      readonly proved: boolean
+    }
+  | {
+      readonly kind: 'compute'
+      readonly column: string
+      readonly type: string
+      readonly collation?: string
+      readonly expression: string
+      readonly stored: boolean
+      readonly proved: boolean
+    }
+  | { readonly kind: 'drop'; readonly column: string }
+  | { readonly kind: 'rename'; readonly column: string; readonly to: string }
+  | {
+      readonly kind: 'retype'
+      readonly column: string
+      readonly from: string
+      readonly type: string
+      readonly proved: boolean
+    }
+  | { readonly kind: 'nullable'; readonly column: string; readonly nullable: boolean }
 /** Done once, in the transaction in which the last partition arrives. `rekey`: a key change whose new image has absent cells. */
 export type Effect =
   | {
@@ -76,7 +109,7 @@ export type Effect =
       readonly cascade: boolean
       readonly restartCounters: boolean
     }
-  | { readonly kind: 'schema'; readonly schema: TableSchema }
+  | { readonly kind: 'schema'; readonly schema: TableSchema; readonly changes: readonly TableChange[] }
   | { readonly kind: 'rekey'; readonly schema: TableSchema; readonly oldKey: Uint8Array; readonly newImage: Uint8Array }
   | { readonly kind: 'repartition'; readonly topic: string; readonly partitions: number }
 export type ControlRecord = Watermark | Barrier | EpochRecord

@@ -24,7 +24,7 @@ export type Parts = {
 }
 
 export async function partsOf(config: PipelineConfig, connectors: Connectors, log: Logger): Promise<Parts> {
-  const context: Context = { pipeline: config.name, dir: join(config.dir, config.name), log }
+  const context: Context = { pipeline: config.name, dir: join(config.dir, config.name), log, ddl: config.ddl }
   const side = async (key: 'source' | 'target' | 'state'): Promise<{ connector: Connector; options: unknown }> => {
     const { type, ...raw } = config[key] ?? config.target
     const connector = await connectors(type)

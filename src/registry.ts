@@ -49,8 +49,8 @@ export async function leaveOut(
 }
 
 /** Compares what the source has with what was recorded, and records tables that are new: their ranges, topic, partitions and pinning are
- *  decided here, once: until the pipeline has `begun` they are decided anew. TABLE_CHANGED for a table that is not as recorded, TABLE_MISSING for one
- *  that is gone. */
+ *  decided here, once: until the pipeline has `begun` they are decided anew. TABLE_CHANGED for a table that is not as recorded and not
+ *  among the `followed`, whose changes the source tells of in their place; TABLE_MISSING for one that is gone. */
 export async function registerTables(
   pipeline: string,
   found: readonly TableSchema[],
@@ -61,7 +61,13 @@ export async function registerTables(
     partitions,
     chunkRows,
     begun,
-  }: { readonly partitions: number; readonly chunkRows: number; readonly begun: boolean },
+    followed,
+  }: {
+    readonly partitions: number
+    readonly chunkRows: number
+    readonly begun: boolean
+    readonly followed: ReadonlySet<string>
+  },
   signal: AbortSignal,
 ): Promise<readonly Registered[]> {
   if (!begun) await forgetTables(store, signal)
@@ -80,12 +86,14 @@ export async function registerTables(
         next: `To go on without it, name it under tables.exclude and start again`,
       })
     }
+    if (followed.has(tableName(schema.table))) continue
     if (!isDeepStrictEqual({ ...now, version: schema.version }, schema)) {
       throw new Failure('TABLE_CHANGED', {
         object: tableName(schema.table),
-        observed: difference(schema, now),
-        needed: 'the columns and key it had when it was recorded',
+        observed: `while it is copied: ${difference(schema, now)}`,
+        needed: 'the columns and key it had when it was recorded, until its copy is complete',
         effect: 'nothing is captured or applied',
+        next: 'Undo the change at the source, start again, and make it once the pipeline streams; or name the table under tables.exclude, start, stop, and take it in again',
       })
     }
   }

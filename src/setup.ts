@@ -50,8 +50,13 @@ export async function setUp(
   }
   if (begun) await leaveTables(parts, sink, store, found, signal)
   const reader = await source.reader('now', signal)
+  const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
+  const versions = (await source.versions?.(signal)) ?? []
+  const followed = new Set(
+    versions.map(({ table }) => tableName(table)).filter((name) => copies.get(name)?.live === true),
+  )
   const limits = { partitions: config.log.partitions, chunkRows: config.snapshot.chunkRows }
-  const all = await registerTables(config.name, found, filter, store, reader, { ...limits, begun }, signal)
+  const all = await registerTables(config.name, found, filter, store, reader, { ...limits, begun, followed }, signal)
   await reader[Symbol.asyncDispose]()
   failpoint('setup.after-tables')
   const topics = topicsOf(config.name, all)
@@ -62,7 +67,6 @@ export async function setUp(
   await sink.prepare([], 'before', undefined, signal)
   failpoint('setup.after-own-tables')
   if (begun) await demandKnownLog(changeLog, sink, all, signal)
-  const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
   const open = all.filter(({ schema }) => copies.get(tableName(schema.table))?.live !== true)
   const copying = config.mode !== 'incremental'
   const added = begun ? open.filter(({ schema }) => !copies.has(tableName(schema.table))) : []
@@ -75,7 +79,10 @@ export async function setUp(
     )
   if (open.length > 0) await prepare(parts, { source, sink, store }, all, 'before', signal)
   failpoint('setup.after-schema')
-  blockUnless(await sink.check(schemas, signal))
+  // The target's table may stand at any version, or between two: a barrier or the first row tells.
+  const versionsOf = Map.groupBy(versions, ({ table }) => tableName(table))
+  const settled = schemas.filter(({ table }) => (versionsOf.get(tableName(table))?.length ?? 0) <= 1)
+  blockUnless(await sink.check(settled, signal))
   const hold = async ({ schema, route }: Registered, start?: Start): Promise<void> => {
     const copy = { table: schema.table, partitions: partitionsOf(route), snapshot: origin, live: !copying }
     await sink.setCopy(copy, 0, signal, start)

@@ -1,4 +1,5 @@
 import { Failure } from '../../src/errors.ts'
+import { failpoint } from '../../src/failpoint.ts'
 import {
   compareMarks,
   comparePositions,
@@ -12,11 +13,11 @@ import {
 } from '../../src/model.ts'
 import type { Rows } from '../../src/rows.ts'
 import { sqlState } from './errors.ts'
-import { failpoint } from '../../src/failpoint.ts'
 import { RoundTripError } from './frontend.ts'
 import type { Session } from './lane-session.ts'
 import { appendGuard, isGuardFailure } from './ordered.ts'
-import { ident, qualified } from './queries.ts'
+import { changeTable } from './change-table.ts'
+import { qualified } from './queries.ts'
 import { appendRekey } from './rekey.ts'
 import { arriveAt, finishBarrier, insertCheckpoints, selectOwn, selectPartitions } from './sink-queries.ts'
 
@@ -33,7 +34,7 @@ export async function arrive(
   if (barrier.effect.kind === 'rekey') await session.plan(barrier.effect.schema)
   if (barrier.effect.kind === 'rekey' && barrier.partitions.length === 1)
     return await alone(session, barrier.effect, barrier.mark, advance)
-  const outcome = await session.durably(async () => {
+  const work = async (): Promise<'done' | 'waiting' | 'lost'> => {
     const [now] = await selectPartitions(client, pipeline, [at], true)
     if (!now || now.claim !== at.claim || now.hold !== at.hold || now.loose !== at.loose) return 'lost'
     if (now.offset !== advance.from) {
@@ -60,7 +61,10 @@ export async function arrive(
     await session.send()
     failpoint('barrier.before-commit')
     return 'done'
-  })
+  }
+  const settings =
+    barrier.effect.kind === 'schema' ? `set local lock_timeout = '10s'; ${await session.unhurried()}` : ''
+  const outcome = await session.durably(work, settings)
   if (outcome === 'done' && barrier.effect.kind === 'schema') await session.forget()
   return outcome
 }
@@ -112,19 +116,9 @@ async function perform(session: Session, barrier: Barrier, mayMiss: boolean): Pr
     case 'rekey':
       await rekey(session, mayMiss, effect, barrier.mark, 0)
       return
-    case 'schema': {
-      await session.targets.refresh(client)
-      const table = session.targets.get(effect.schema.table)
-      const there = new Map(table?.columns.map((column) => [column.name, column]))
-      const lacking = effect.schema.columns.filter(({ name }) => !there.has(name)).map(({ name }) => ident(name))
-      if (!table || lacking.length > 0)
-        throw new Failure('TABLE_CHANGED', {
-          object: tableName(effect.schema.table),
-          observed: table ? `the target lacks ${lacking.join(', ')}` : 'not at the target',
-          next: 'Bring the target’s table to the source’s new definition, then run again',
-        })
+    case 'schema':
+      await changeTable(session, effect)
       return
-    }
     case 'repartition': {
       const all = Array.from({ length: effect.partitions }, (_, partition) => ({ topic: effect.topic, partition }))
       await insertCheckpoints(client, pipeline, all)

@@ -1,6 +1,6 @@
 import type { SourceEvent } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
-import { tableName, type Effect, type Position, type TableSchema } from '../../src/model.ts'
+import { tableName, type Effect, type Mark, type Position, type TableSchema } from '../../src/model.ts'
 import { Output } from '../../src/output.ts'
 import { Tag, type Transaction } from '../../src/rows.ts'
 
@@ -19,6 +19,8 @@ export interface ChangeQueue {
   /** Bytes held, those lent included. */
   readonly bytes: number
   readonly empty: boolean
+  /** Number the next row message or effect gets. */
+  readonly seq: number
   /** Opens a transaction: what follows belongs to it, numbered from 0. */
   begin(position: Position, committedAt: number, id: string): void
   /** One row message: old image [oldStart, oldEnd) and new one of `from`, copied; an empty one is none. `fill`: absent cells of the new one are taken
@@ -37,6 +39,8 @@ export interface ChangeQueue {
   skip(): void
   /** One message with an effect of its own; numbered as rows are. */
   effect(effect: Effect): void
+  /** An effect at a message of our own, which is in no transaction. */
+  effectAt(mark: Mark, committedAt: number, effect: Effect): void
   message(position: Position, committedAt: number, prefix: string, content: Uint8Array): void
   /** The next event. Ends what was lent before. */
   pull(): SourceEvent | undefined
@@ -70,6 +74,10 @@ class Queue implements ChangeQueue {
   #entered = false
   #lastSchema: TableSchema | undefined
   #lastTable = 0
+
+  get seq(): number {
+    return 4 * this.#number
+  }
 
   get empty(): boolean {
     return this.#ready.length === 0 && this.#filling.count === 0
@@ -133,7 +141,11 @@ class Queue implements ChangeQueue {
 
   effect(effect: Effect): void {
     const mark = { position: this.#position, seq: 4 * this.#number++ }
-    this.#add({ kind: 'effect', effect, mark, committedAt: this.#committedAt }, 256)
+    this.effectAt(mark, this.#committedAt, effect)
+  }
+
+  effectAt(mark: Mark, committedAt: number, effect: Effect): void {
+    this.#add({ kind: 'effect', effect, mark, committedAt }, 256)
   }
 
   message(position: Position, committedAt: number, prefix: string, content: Uint8Array): void {

@@ -1,7 +1,7 @@
 import type pg from 'pg'
 
 /** What an object needs that does not come with the server, in SQL; columns `missing` (text or null) and `extensions` (text[]). */
-function needs(classId: string, oid: string): string {
+export function needs(classId: string, oid: string): string {
   return `(select string_agg(distinct pg_describe_object(d.refclassid, d.refobjid, 0), ', ') filter (where e.extname is null)
              from pg_depend d left join pg_depend ed on ed.classid = d.refclassid and ed.objid = d.refobjid and ed.deptype = 'e'
              left join pg_extension e on e.oid = ed.refobjid

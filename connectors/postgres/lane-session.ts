@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { Client } from 'pg'
+import type { Context } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import type { Logger } from '../../src/logger.ts'
 import { tableName, type TableId, type TableSchema } from '../../src/model.ts'
@@ -40,6 +41,8 @@ export interface Session {
   readonly pipeline: string
   readonly log: Logger
   readonly targets: Targets
+  /** Whether a change of a table is made here, or is an operator's to make. */
+  readonly ddl: 'apply' | 'stop'
   readonly out: Output
   /** Resolves at once when the table is known. */
   plan(schema: TableSchema): Promise<Plan>
@@ -53,6 +56,8 @@ export interface Session {
   drop(): void
   /** A transaction that is on disk when it resolves (H33). An error of the work rolls it back and comes out as it is. */
   durably<T>(work: () => Promise<T>, settings?: string): Promise<T>
+  /** Settings of a transaction that may take long. */
+  unhurried(): Promise<string>
   /** Runs a call of the lane. An abort breaks the connection off: nothing of the call is committed later than that, except what already was. */
   call<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T>
   /** Names the writes from now on (H10). Each name takes one of the few places a server has for them, for good: a copy, which comes before any way back
@@ -65,7 +70,12 @@ export interface Session {
 const mostStatements = 1000
 
 /** Prepares the connection for batches. `durable`: the value of synchronous_commit under which a commit is on disk. */
-export function session(client: Client, pipeline: string, log: Logger, targets: Targets, durable: string): Session {
+export function session(
+  client: Client,
+  { pipeline, log, ddl = 'stop' }: Pick<Context, 'pipeline' | 'log' | 'ddl'>,
+  targets: Targets,
+  durable: string,
+): Session {
   const out = new Output(1 << 16)
   const parses = new Output(1 << 12)
   let plans = new Map<string, Plan[]>()
@@ -92,6 +102,7 @@ export function session(client: Client, pipeline: string, log: Logger, targets: 
     pipeline,
     log,
     targets,
+    ddl,
     out,
     async plan(schema) {
       const seen = bySchema.get(schema)
@@ -172,6 +183,12 @@ export function session(client: Client, pipeline: string, log: Logger, targets: 
         signal.removeEventListener('abort', abort)
         out.clear()
       }
+    },
+    async unhurried() {
+      const { rows } = await client.query<{ has: boolean }>(
+        `select current_setting('server_version_num')::int >= 170000 as has`,
+      )
+      return rows[0]?.has === true ? 'set local transaction_timeout = 0' : ''
     },
     async nameWrites() {
       if (!named) await setOrigin(client, pipeline, log)

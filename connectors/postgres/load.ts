@@ -29,7 +29,6 @@ export async function load(
   if (begun === undefined) throw new Failure('FENCED', { object, observed: 'a later lease works on it' })
   if (begun.done) return undefined
   failpoint('load.after-begin')
-  const unlimited = 'set local transaction_timeout = 0'
   return await session.durably(
     async () => {
       const demandSnapshot = async (lock: boolean): Promise<void> => {
@@ -49,15 +48,8 @@ export async function load(
       failpoint('load.before-commit')
       return rows
     },
-    (await hasTransactionTimeout(session)) ? unlimited : '',
+    await session.unhurried(),
   )
-}
-
-async function hasTransactionTimeout({ client }: Session): Promise<boolean> {
-  const { rows } = await client.query<{ has: boolean }>(
-    `select current_setting('server_version_num')::int >= 170000 as has`,
-  )
-  return rows[0]?.has === true
 }
 
 async function removeRange({ client }: Session, plan: Plan, chunk: Chunk): Promise<void> {

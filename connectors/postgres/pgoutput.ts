@@ -3,6 +3,7 @@ import { Failure } from '../../src/errors.ts'
 import { comparePositions, type Position, type TableId, type TableSchema } from '../../src/model.ts'
 import { Op, Tag } from '../../src/rows.ts'
 import type { ChangeQueue } from './change-queue.ts'
+import type { Tables } from './history.ts'
 import { positionOf, readPosition } from './position.ts'
 
 /** What a Relation message tells of a table. Columns are the published ones in attnum order, without generated ones. */
@@ -17,10 +18,6 @@ export type Relation = {
     readonly key: boolean
   }[]
 }
-/** The schema recorded for a table, or why its changes cannot be taken; undefined: those of a transaction at this position are passed over. Called once
- *  for each Relation message, and while it is passed over again for each row. */
-export type Lookup = (relation: Relation, position: Position) => TableSchema | Failure | undefined
-
 /** Message types that frame transactions in progress. */
 export const Frame = { streamStart: 0x53, streamStop: 0x45, streamCommit: 0x63, streamAbort: 0x41 } as const
 const Type = {
@@ -48,8 +45,9 @@ export interface Decoder {
   readonly open: boolean
   /** Everything up to here was decoded, and handed to the queue if it is wanted. */
   readonly reached: Position
-  /** One whole message; `streamed`: of a transaction in progress, so that its transaction's number stands after its type. Throws Failure. */
-  decode(message: Buffer, streamed: boolean): void
+  /** One whole message; `streamed`: of a transaction in progress, so that its transaction's number stands after its type. False: nothing was taken of
+   *  it, for its tables are to be settled first. Throws Failure. */
+  decode(message: Buffer, streamed: boolean): boolean
   /** Brackets for the messages of a transaction that came in progress. */
   begin(commit: StreamCommit): void
   commit(position: Position): void
@@ -59,7 +57,7 @@ export interface Decoder {
 
 export type DecoderOptions = {
   readonly queue: ChangeQueue
-  readonly lookup: Lookup
+  readonly tables: Pick<Tables, 'at' | 'passing'>
   /** Changes made by an origin of this name are our own reverse writes, and dropped. */
   readonly ours: (origin: string) => boolean
   /** Transactions and messages up to here are left out. */
@@ -100,9 +98,8 @@ class PgoutputDecoder implements Decoder {
   reached: Position
   readonly #queue: ChangeQueue
   readonly #options: DecoderOptions
-  readonly #relations = new Map<number, TableSchema | Failure>()
-  /** Tables that were left out. */
-  readonly #passedOver = new Map<number, Relation>()
+  readonly #relations = new Map<number, { readonly relation: Relation; schema: TableSchema | undefined }>()
+  #xid = 0
   #position = '' as Position
   #committedAt = 0
   /** The latest time the server has told: whatever was committed before is behind us. 0: none yet. */
@@ -121,11 +118,13 @@ class PgoutputDecoder implements Decoder {
     this.reached = options.after
   }
 
-  decode(message: Buffer, streamed: boolean): void {
+  decode(message: Buffer, streamed: boolean): boolean {
     // Not `guarded`: no closure for each row.
     try {
       this.#decode(message, streamed ? 5 : 1)
+      return true
     } catch (error) {
+      if (error === unsettled) return false
       throw cutOff(message, error)
     }
   }
@@ -135,6 +134,7 @@ class PgoutputDecoder implements Decoder {
     this.open = true
     this.#position = position
     this.#committedAt = committedAt
+    this.#xid = xid
     this.#told = Math.max(this.#told, committedAt)
     this.#dropped = comparePositions(position, this.#options.after) <= 0
     this.#messages = []
@@ -272,29 +272,25 @@ class PgoutputDecoder implements Decoder {
     // The server names the record's end, where the next commit may start: the byte before lies inside the record.
     const position = positionOf(end - 1n)
     if (comparePositions(position, this.reached) <= 0) return
+    const changes = prefix === heartbeatPrefix ? this.#options.tables.passing(position) : []
+    if (changes === undefined) throw unsettled
     this.reached = position
     this.#options.onDecoded?.(position, undefined)
     const stamped = prefix.startsWith(ownPrefix) ? splitStamp(content) : undefined
     this.#told = Math.max(this.#told, stamped?.at ?? 0)
-    this.#queue.message(position, stamped?.at ?? this.#told, prefix, stamped?.content ?? content)
+    const committedAt = stamped?.at ?? this.#told
+    for (const { effect, mark } of changes) this.#queue.effectAt(mark, committedAt, effect)
+    if (changes.length > 0) {
+      this.#relationOid = -1
+      for (const entry of this.#relations.values()) entry.schema = undefined
+    }
+    this.#queue.message(position, committedAt, prefix, stamped?.content ?? content)
   }
 
   #relation(message: Buffer, at: number): void {
     const relation = readRelation(message, at)
-    this.#learn(relation)
+    this.#relations.set(relation.oid, { relation, schema: undefined })
     this.#relationOid = -1
-  }
-
-  #learn(relation: Relation): TableSchema | Failure | undefined {
-    const found = this.#options.lookup(relation, this.#position)
-    if (found === undefined) {
-      this.#relations.delete(relation.oid)
-      this.#passedOver.set(relation.oid, relation)
-    } else {
-      this.#passedOver.delete(relation.oid)
-      this.#relations.set(relation.oid, found)
-    }
-    return found
   }
 
   /** A row message that is not handed on counts all the same (H24). */
@@ -307,17 +303,26 @@ class PgoutputDecoder implements Decoder {
     if (!this.open) throw malformed('a row outside of a transaction')
     if (this.#dropped) return undefined
     if (oid === this.#relationOid) return this.#schema
-    let known = this.#relations.get(oid)
-    if (known === undefined) {
-      const relation = this.#passedOver.get(oid)
-      if (relation === undefined) throw malformed(`a row of table ${oid}, which was not described`)
-      known = this.#learn(relation)
-      if (known === undefined) return undefined
-    }
-    if (known instanceof Failure) throw known
+    const known = this.#relations.get(oid)
+    if (known === undefined) throw malformed(`a row of table ${oid}, which was not described`)
+    const schema = (known.schema ??= this.#tableAt(known.relation))
+    // Passed over up to some place: asked again for each row.
+    if (schema === undefined) return undefined
     this.#relationOid = oid
-    this.#schema = known
-    return known
+    this.#schema = schema
+    return schema
+  }
+
+  #tableAt(relation: Relation): TableSchema | undefined {
+    for (;;) {
+      const mark = { position: this.#position, seq: this.#queue.seq }
+      const found = this.#options.tables.at(relation, mark, this.#xid)
+      if (found === undefined) throw unsettled
+      if (found === 'passed over') return undefined
+      if (found instanceof Failure) throw found
+      if (!('kind' in found)) return found
+      this.#queue.effect(found)
+    }
   }
 
   #toEnd(message: Buffer, at: number, schema: TableSchema | undefined): void {
@@ -386,6 +391,8 @@ function exactly(message: Buffer, length: number): Buffer {
   if (message.length !== length) throw malformed(`${message.length} bytes instead of ${length}`)
   return message
 }
+
+const unsettled = new Error('settle first')
 
 function malformed(observed: string): Failure {
   return new Failure('STREAM_MALFORMED', { observed })

@@ -1,8 +1,9 @@
 import { Failure } from '../../src/errors.ts'
-import { comparePositions, tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
+import { origin, tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
 import type { StateStore } from '../../src/coordinate/state-store.ts'
-import type { Lookup, Relation } from './pgoutput.ts'
-import type { PublicationRow, PublishedRow, System } from './source-queries.ts'
+import { changed, type Version } from './history.ts'
+import { changesBetween, keyOf, sentColumns, unfollowable } from './shape.ts'
+import type { PublicationRow, PublishedRow, Shape, System } from './source-queries.ts'
 
 /** What the source must recognise after a restart. `making`: nothing was handed out yet, so what there is may be made again. */
 export type Retained = System & {
@@ -14,12 +15,13 @@ export type Retained = System & {
   readonly adding: readonly string[]
   /** Tables that were left out. */
   readonly left?: readonly Left[]
+  /** Of each table without rows of others: as it was at the beginning, and after each change. */
+  readonly versions: readonly Version[]
 }
 /** `until`: the place from which on it is taken in again; absent: it is not. */
 export type Left = { readonly oid: number; readonly until?: Position }
 
 const key = 'source/retained'
-const identities = { default: 'd', nothing: 'n', full: 'f', index: 'i' } as const
 
 type Stored = { readonly retained: Retained | undefined; readonly revision: number }
 export async function loadRetained(state: StateStore, signal: AbortSignal): Promise<Stored> {
@@ -40,8 +42,8 @@ export async function saveRetained(
 }
 
 /**
- * Compares the publication and its tables with what was recorded. What cannot be proved harmless is PUBLICATION_CHANGED
- * or TABLE_CHANGED. `expected`: tables that may be in it beside the recorded ones.
+ * Compares the publication with what was recorded. What cannot be proved harmless is PUBLICATION_CHANGED. `expected`:
+ * tables that may be in it beside the recorded ones.
  */
 export function checkPublication(
   name: string,
@@ -69,8 +71,6 @@ export function checkPublication(
     if (!current) throw changed(`table ${tableName(row)} is no longer in it`)
     if (current.entry !== row.entry) throw gap(`table ${tableName(row)} was taken out of it, and put back`)
     if (current.filtered) throw changed(`table ${tableName(row)} has a row filter or a list of columns`)
-    const difference = tableDifference(row, current)
-    if (difference !== undefined) throw new Failure('TABLE_CHANGED', { object: tableName(row), observed: difference })
   }
   const known = new Set(recorded.relations.map((row) => row.oid))
   for (const row of now.relations) {
@@ -78,41 +78,33 @@ export function checkPublication(
   }
 }
 
-/** In words, or undefined. A rewrite alone (VACUUM FULL, CLUSTER, and TRUNCATE, which is streamed) changes no row. */
-function tableDifference(recorded: PublishedRow, now: PublishedRow): string | undefined {
-  if (now.schema !== recorded.schema || now.name !== recorded.name) return `it is called ${tableName(now)} now`
-  const columns = columnDifference(
-    recorded.attributes.map(([number, name, , , type]) => `${name} ${type} (number ${number})`),
-    now.attributes.map(([number, name, , , type]) => `${name} ${type} (number ${number})`),
-  )
-  if (columns !== undefined) return columns
-  if (now.identity !== recorded.identity) return 'its replica identity changed'
-  if (now.relfilenode !== recorded.relfilenode && now.touched !== recorded.touched) {
-    return 'it was rewritten and its columns were altered'
+/** Compares tables whose rows in the publication differ from the record: TABLE_CHANGED for what no stream of rows shows. Resolves to the record with
+ *  what changes no row taken over; a change that the stream will come to stays as it was recorded. */
+export function checkTables(recorded: Retained, publication: PublicationRow, looked: readonly Shape[]): Retained {
+  const shapes = new Map(looked.map((shape) => [shape.oid, shape]))
+  const newest = new Map(recorded.versions.map((version) => [version.oid, version]))
+  const pending = new Set<number>()
+  const steady = new Map<Version, Version>()
+  for (const [oid, version] of newest) {
+    const shape = shapes.get(oid)
+    if (shape === undefined) continue
+    const why = unfollowable(version.shape, shape, keyOf(version.schema, version.shape))
+    if (why !== undefined) throw changed(version, why, shape)
+    if (changesBetween(version.shape, shape).length > 0) pending.add(oid)
+    else steady.set(version, { ...version, shape })
   }
-  const leaves = new Set(recorded.leaves)
-  if (now.leaves.length !== leaves.size || now.leaves.some((leaf) => !leaves.has(leaf))) return 'its partitions changed'
-  return undefined
-}
-
-function columnDifference(recorded: readonly string[], now: readonly string[]): string | undefined {
-  const gone = recorded.filter((column) => !now.includes(column))
-  const come = now.filter((column) => !recorded.includes(column))
-  if (gone.length === 0 && come.length === 0) return undefined
-  const parts = []
-  if (gone.length > 0) parts.push(`recorded: ${gone.join(', ')}`)
-  if (come.length > 0) parts.push(`found: ${come.join(', ')}`)
-  return `columns differ, ${parts.join('; ')}`
-}
-
-/** Which schema the core goes by must be the table that was recorded. */
-export function checkSchema(schema: TableSchema, recorded: PublishedRow): void {
-  const difference = columnDifference(
-    recorded.attributes.map(([, name, , , type]) => `${name} ${type}`),
-    schema.columns.map(({ name, type }) => `${name} ${type}`),
-  )
-  if (difference !== undefined) {
-    throw new Failure('TABLE_CHANGED', { object: tableName(schema.table), observed: difference })
+  const before = new Map(recorded.publication.relations.map((row) => [row.oid, row]))
+  for (const row of publication.relations) {
+    const known = before.get(row.oid)
+    if (known === undefined || newest.has(row.oid)) continue
+    const moved = known.leaves.length !== row.leaves.length || known.leaves.some((leaf) => !row.leaves.includes(leaf))
+    if (moved) throw membershipChanged(row)
+  }
+  const relations = publication.relations.map((row) => (pending.has(row.oid) ? (before.get(row.oid) ?? row) : row))
+  return {
+    ...recorded,
+    publication: { ...publication, relations },
+    versions: recorded.versions.map((version) => steady.get(version) ?? version),
   }
 }
 
@@ -124,44 +116,47 @@ export function leaving(recorded: readonly PublishedRow[], wanted: readonly Tabl
   return [...tables, ...recorded.filter((row) => row.kind === 'p' && row.leaves.some((leaf) => oids.has(leaf)))]
 }
 
-/** Finds the schema of a table of the stream, and whether the stream sends it as it was recorded. A table that was left out is passed over, however it
- *  looked then. */
-export function lookup(
-  record: () => Pick<Retained, 'publication' | 'left'> | undefined,
-  schemas: ReadonlyMap<string, TableSchema>,
-): Lookup {
-  return (relation, position) => {
-    const { publication, left = [] } = record() ?? { publication: { relations: [] } }
-    const gone = left.find(({ oid }) => oid === relation.oid)
-    if (gone && (gone.until === undefined || comparePositions(position, gone.until) <= 0)) return undefined
-    const object = tableName(relation.table)
-    const changed = (observed: string): Failure => new Failure('TABLE_CHANGED', { object, observed })
-    const recorded = publication.relations.find((row) => row.oid === relation.oid)
-    if (!recorded) return changed('it was not recorded: a partition or table added since')
-    const schema = schemas.get(tableName(recorded))
-    if (!schema) return changed('its changes arrive, but it is not among the tables of this pipeline')
-    const difference = relationDifference(relation, recorded, schema)
-    return difference === undefined ? schema : changed(difference)
-  }
+function membershipChanged(row: PublishedRow): Failure {
+  return new Failure('TABLE_CHANGED', {
+    object: tableName(row),
+    observed: 'its partitions changed',
+    needed: 'the partitions it had when it was recorded',
+    effect: 'nothing is captured any more: rows of a partition nobody recorded would be missing',
+    next: 'Undo the change (detach what was attached, attach what was detached), or name the table under tables.exclude, and start again',
+  })
 }
 
-function relationDifference(relation: Relation, recorded: PublishedRow, schema: TableSchema): string | undefined {
-  const { schema: namespace, name } = relation.table
-  if (namespace !== recorded.schema || name !== recorded.name) return `it was called ${tableName(recorded)}`
-  if (!recorded.identity.startsWith(identities[relation.identity])) return 'its replica identity changed'
-  const print = (name: string, type: number, typmod: number): string => `${name} type ${type}/${typmod}`
-  const difference = columnDifference(
-    recorded.attributes.map(([, name, type, typmod]) => print(name, type, typmod)),
-    relation.columns.map(({ name, typeOid, typmod }) => print(name, typeOid, typmod)),
-  )
-  if (difference !== undefined) return difference
-  const order = relation.columns.findIndex(({ name }, i) => schema.columns[i]?.name !== name)
-  if (order >= 0 || relation.columns.length !== schema.columns.length) return 'its columns have another order'
-  if (relation.identity === 'full' || schema.key.length === 0) return undefined
-  const keyed = relation.columns.flatMap(({ key: inKey }, i) => (inKey ? [i] : []))
-  return keyed.length === schema.key.length && keyed.every((i) => schema.key.includes(i))
-    ? undefined
-    : 'its key columns changed'
+/** The first version of each of these tables that has none. TABLE_CHANGED if the catalog no longer shows what the core goes by. */
+export function firstVersions(
+  known: readonly Version[],
+  schemas: readonly TableSchema[],
+  looked: readonly Shape[],
+): readonly Version[] {
+  const there = new Set(known.map(({ oid }) => oid))
+  const byName = new Map(looked.map((shape) => [tableName(shape), shape]))
+  const fresh = schemas.flatMap((schema): Version[] => {
+    const shape = byName.get(tableName(schema.table))
+    if (shape === undefined || there.has(shape.oid)) return []
+    checkSchema(schema, shape)
+    return [{ oid: shape.oid, from: { position: origin, seq: 0 }, schema, shape, changes: [] }]
+  })
+  return [...known, ...fresh]
+}
+
+/** Which schema the core goes by must be the table that was found. */
+function checkSchema(schema: TableSchema, { columns }: Shape): void {
+  const print = (columns: readonly { readonly name: string; readonly type: string }[]): string =>
+    columns.map(({ name, type }) => `${name} ${type}`).join(', ')
+  const found = print(sentColumns({ columns }).map(({ name, declared }) => ({ name, type: declared })))
+  const expected = print(schema.columns)
+  if (found === expected) return
+  throw new Failure('TABLE_CHANGED', {
+    object: tableName(schema.table),
+    observed: `it has ${found}, and had ${expected} a moment ago`,
+    needed: 'a definition that stays while the pipeline begins',
+    effect: 'nothing was started',
+    next: 'Start again',
+  })
 }
 
 /** Whether a publication that the operator made for us can serve: every kind of change of each table, whole, and of no other but a root of theirs. */

@@ -25,7 +25,8 @@ import {
 
 /** The target. Own tables stand in its schema crossfade, the pipeline's name in every key: several pipelines may write to one target.
  *  What only reads answers on a target without own tables as on one that is empty. */
-export async function openSink(config: PostgresConfig, { pipeline, log }: Context, signal: AbortSignal): Promise<Sink> {
+export async function openSink(config: PostgresConfig, context: Context, signal: AbortSignal): Promise<Sink> {
+  const { pipeline } = context
   const targets = targetTables()
   const control = controlConnection((given) => connect(config, { name: 'control', pipeline }, given))
   await control.use(signal, async () => {})
@@ -54,7 +55,7 @@ export async function openSink(config: PostgresConfig, { pipeline, log }: Contex
       await control.use(given, async (client) => await orNone(async () => await selectCopies(client, pipeline))),
     checkpoints: async (given): Promise<readonly Checkpoint[]> =>
       await control.use(given, async (client) => await orNone(async () => await selectCheckpoints(client, pipeline))),
-    lane: async (given) => await lane(config, pipeline, log, targets, given),
+    lane: async (given) => await lane(config, context, targets, given),
     advance: async (counters, given) =>
       await control.use(given, async (client) => {
         if (counters.length > 0) await setSequences(client, counters)
@@ -66,16 +67,15 @@ export async function openSink(config: PostgresConfig, { pipeline, log }: Contex
 
 async function lane(
   config: PostgresConfig,
-  pipeline: string,
-  log: Context['log'],
+  context: Context,
   targets: Targets,
   signal: AbortSignal,
 ): ReturnType<Sink['lane']> {
-  const client = await connect(config, { name: 'lane', pipeline }, signal)
+  const client = await connect(config, { name: 'lane', pipeline: context.pipeline }, signal)
   try {
-    const durable = await prepareSession(client, log)
+    const durable = await prepareSession(client, context.log)
     await targets.refresh(client)
-    return openLane(session(client, pipeline, log, targets, durable))
+    return openLane(session(client, context, targets, durable))
   } catch (error) {
     await close(client)
     throw mapError(error)

@@ -1,5 +1,6 @@
 import type pg from 'pg'
 import type { TableId } from '../../src/model.ts'
+import { needs } from './ddl-catalog.ts'
 import { ident, literal, qualified } from './queries.ts'
 
 export async function selectServerVersion(client: pg.ClientBase): Promise<number> {
@@ -191,7 +192,7 @@ export type PublishedRow = {
   /** r, or p of a partitioned table. */
   readonly kind: string
   readonly relfilenode: number
-  /** Replica identity, with the index it rests on. */
+  /** Replica identity, with the columns of the index it rests on. */
   readonly identity: string
   /** By the publication: a row filter or a list of columns. */
   readonly filtered: boolean
@@ -205,8 +206,8 @@ export type PublishedRow = {
 const published = `
   select c.oid::int8 as oid, r.oid::int8 as entry, n.nspname as schema, c.relname as name, c.relkind as kind, c.relfilenode::int8 as relfilenode,
          c.relreplident::text || ' ' || coalesce(
-           (select min(i.indexrelid::int8) from pg_index i where i.indrelid = c.oid
-             and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident else false end), 0) as identity,
+           (select min(case when i.indimmediate then array_to_string((i.indkey::int2[])[0:i.indnkeyatts - 1], ' ') else 'deferrable' end) from pg_index i where i.indrelid = c.oid
+             and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident else false end), '') as identity,
          coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') is not null as filtered,
          coalesce((select json_agg(json_build_array(a.attnum, a.attname, a.atttypid::int8, a.atttypmod,
                                                     format_type(a.atttypid, a.atttypmod)) order by a.attnum)
@@ -236,6 +237,78 @@ export async function selectPublication(
     [publication],
   )
   return rows[0]
+}
+/** One column that is not dropped, with all that its place in a target's table needs. */
+export type ShapeColumn = {
+  readonly number: number
+  readonly name: string
+  readonly type: number
+  readonly typmod: number
+  /** Type and modifier as printed. */
+  readonly declared: string
+  /** Where it is not the type's own. */
+  readonly collation: string | null
+  /** Of all rows: a constraint that is not validated does not count. */
+  readonly notNull: boolean
+  /** s stored, v virtual; '': takes values. */
+  readonly generated: string
+  /** What rows older than the column hold, where they do not hold it themselves. */
+  readonly missing: string | null
+  /** Of a default or a generated column, with what it needs that does not come with the server. */
+  readonly expression: string | null
+  readonly needs: string | null
+  /** The transaction that changed the column's definition last. */
+  readonly touched: string
+  /** It was dropped since. */
+  readonly gone?: true
+}
+/** A published table as one look at the catalog showed it. */
+export type Shape = PublishedRow & {
+  readonly columns: readonly ShapeColumn[]
+  readonly dropped: readonly Pick<ShapeColumn, 'number' | 'touched'>[]
+  readonly isPartition: boolean
+}
+/** `transactions`: what the look saw. `lsn`: all it saw was written before. */
+export type Shapes = { readonly transactions: Transactions; readonly lsn: string; readonly tables: readonly Shape[] }
+export async function selectShapes(client: pg.ClientBase, publication: string): Promise<Shapes> {
+  const { rows } = await client.query<{ snapshot: string; lsn: string; tables: Shape[] }>(
+    `select pg_current_snapshot()::text as snapshot, pg_current_wal_insert_lsn()::text as lsn, coalesce((
+       select json_agg(to_jsonb(x) || jsonb_build_object(
+         'isPartition', (select relispartition from pg_class where oid = x.oid),
+         'dropped', coalesce((select json_agg(json_build_object('number', a.attnum, 'touched', a.xmin::text) order by a.attnum) from pg_attribute a
+                               where a.attrelid = x.oid and a.attnum > 0 and a.attisdropped), '[]'),
+         'columns', coalesce((
+           select json_agg(json_build_object(
+                    'number', a.attnum, 'name', a.attname, 'type', a.atttypid::int8, 'typmod', a.atttypmod,
+                    'declared', format_type(a.atttypid, a.atttypmod),
+                    'collation', case when a.attcollation <> t.typcollation then (
+                      select format('%I.%I', cn.nspname, c.collname) from pg_collation c join pg_namespace cn on cn.oid = c.collnamespace
+                       where c.oid = a.attcollation) end,
+                    'notNull', a.attnotnull and not exists (
+                      select from pg_constraint k where k.conrelid = a.attrelid and k.contype = 'n' and not k.convalidated and k.conkey = array[a.attnum]),
+                    'generated', a.attgenerated,
+                    'missing', case when a.atthasmissing then (a.attmissingval::text::text[])[1] end,
+                    'expression', pg_get_expr(f.adbin, f.adrelid),
+                    'needs', case when f.oid is not null then ${needs('pg_attrdef', 'f.oid')} end,
+                    'touched', a.xmin::text) order by a.attnum)
+             from pg_attribute a join pg_type t on t.oid = a.atttypid
+             left join pg_attrdef f on f.adrelid = a.attrelid and f.adnum = a.attnum
+            where a.attrelid = x.oid and a.attnum > 0 and not a.attisdropped), '[]')) order by x.oid)
+         from (${published}) x), '[]') as tables
+       from pg_publication p where p.pubname = $1`,
+    [publication],
+  )
+  const found = rows[0]
+  return {
+    transactions: readSnapshot(found?.snapshot ?? ''),
+    lsn: found?.lsn ?? '0/0',
+    tables: found?.tables ?? [],
+  }
+}
+/** A type as people write it. */
+export async function selectTypeName(client: pg.ClientBase, type: number, typmod: number): Promise<string> {
+  const { rows } = await client.query<{ name: string }>('select format_type($1::oid, $2) as name', [type, typmod])
+  return rows[0]?.name ?? `type ${type}`
 }
 /** A digest of the same, to be compared about once a second. */
 export async function selectPublicationDigest(
@@ -283,7 +356,10 @@ export async function emitMessage(client: pg.ClientBase, prefix: string, content
 export type Transactions = { readonly next: number; readonly inProgress: ReadonlySet<number> }
 export async function selectInProgress(client: pg.ClientBase): Promise<Transactions> {
   const { rows } = await client.query<{ snapshot: string }>('select pg_current_snapshot()::text as snapshot')
-  const [, next = '0', list = ''] = (rows[0]?.snapshot ?? '').split(':')
+  return readSnapshot(rows[0]?.snapshot ?? '')
+}
+function readSnapshot(text: string): Transactions {
+  const [, next = '0', list = ''] = text.split(':')
   const low = (xid: string): number => Number(BigInt(xid) & 0xffff_ffffn)
   return { next: low(next), inProgress: new Set(list === '' ? [] : list.split(',').map(low)) }
 }

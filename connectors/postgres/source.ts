@@ -16,16 +16,17 @@ import { qualified, selectIdentity } from './queries.ts'
 import { openReader } from './reader.ts'
 import {
   checkPublication,
-  checkSchema,
+  checkTables,
+  firstVersions,
   leaving,
   loadRetained,
-  lookup,
   saveRetained,
   serves,
   withRoots,
   type Left,
   type Retained,
 } from './retained.ts'
+import { tableHistory, type Version } from './history.ts'
 import { readCatalog, tableSchema } from './schema.ts'
 import { freeSlot, openSlot } from './slots.ts'
 import {
@@ -43,11 +44,14 @@ import {
   selectSenderTimeout,
   selectSequences,
   selectSequenceState,
+  selectShapes,
   selectServerVersion,
   selectSlot,
+  selectTypeName,
   takeFromPublication,
   type PublicationRow,
   type PublishedRow,
+  type Shapes,
   type SlotRow,
   type System,
   type Transactions,
@@ -82,7 +86,6 @@ export async function openSource(
   const publication = `publication ${name}`
   const control = await connect(config, { name: 'source', pipeline, lockTimeoutMs: 10_000 }, signal)
   const seen = visibility()
-  const schemas = new Map<string, TableSchema>()
   let recorded: Retained | undefined
   let revision = 0
   let digest: string | undefined
@@ -121,6 +124,9 @@ export async function openSource(
     if (!row) throw new Failure('PUBLICATION_CHANGED', { object: publication, observed: 'it was dropped' })
     return row
   }
+  async function look(signal: AbortSignal): Promise<Shapes> {
+    return await ask(selectShapes(control, name), signal, publication)
+  }
   async function ownSlot(signal: AbortSignal): Promise<SlotRow> {
     const row = await ask(selectSlot(control, name), signal, `slot ${name}`)
     const lost = (observed: string): Failure => new Failure('SLOT_LOST', { object: `slot ${name}`, observed })
@@ -149,17 +155,31 @@ export async function openSource(
     checkPublication(name, before.publication, row, new Set(before.adding))
     if (before.adding.length > 0) return
     if (row && JSON.stringify(row) !== JSON.stringify(before.publication)) {
+      const after = checkTables(before, row, (await look(signal)).tables)
       // Lost to another source of this pipeline: looked at again the next time.
-      const written = await record({ ...before, publication: row }, signal).then(
-        () => true,
-        (error: unknown) => {
-          if (error instanceof Failure && error.code === 'FENCED') return false
-          throw error
-        },
-      )
-      if (!written) return
+      if (JSON.stringify(after) !== JSON.stringify(before) && !(await recordUnlessLost(after, signal))) return
     }
     digest = now
+  }
+  async function recordUnlessLost(made: Retained, signal: AbortSignal): Promise<boolean> {
+    try {
+      await record(made, signal)
+      return true
+    } catch (error) {
+      if (error instanceof Failure && error.code === 'FENCED') return false
+      throw error
+    }
+  }
+  /** New versions of tables, unless others recorded them first: the same history is found by whoever reads the same stream. */
+  async function recordVersions(fresh: readonly Version[], signal: AbortSignal): Promise<readonly Version[]> {
+    for (;;) {
+      const before = await load(signal)
+      if (before?.state !== 'made') throw new Failure('FENCED', { object: publication, observed: 'it was released' })
+      const known = new Map(before.versions.map((version) => [version.oid, version.schema.version]))
+      const next = fresh.filter(({ oid, schema }) => schema.version === (known.get(oid) ?? 0) + 1)
+      const versions = [...before.versions, ...next]
+      if (next.length === 0 || (await recordUnlessLost({ ...before, versions }, signal))) return versions
+    }
   }
   async function checkNowAndThen(signal: AbortSignal): Promise<void> {
     if (performance.now() < nextCheck) return
@@ -184,7 +204,7 @@ export async function openSource(
     }
     const nothing = { oid: 0, options: '', version: '', relations: [] }
     const none = { systemId: '', timeline: 0, database: config.database, consistentPoint: '', publication: nothing }
-    await record({ ...none, adding: [], state: 'making' }, signal)
+    await record({ ...none, adding: [], versions: [], state: 'making' }, signal)
     failpoint('retain.after-intent')
     if (slot) {
       await freeSlot(control, pipeline, name, performance.now() + takeOverMs, signal)
@@ -203,10 +223,10 @@ export async function openSource(
     })
     try {
       const row = await published(signal)
-      adopt(tables, row)
+      const versions = firstVersions([], tables, (await look(signal)).tables)
       const place = positionOf(consistentPoint)
       failpoint('retain.between-snapshot-and-record')
-      await record({ ...system, state: 'made', consistentPoint: place, publication: row, adding: [] }, signal)
+      await record({ ...system, state: 'made', consistentPoint: place, publication: row, adding: [], versions }, signal)
       failpoint('retain.after-record')
       return snapshot
     } catch (error) {
@@ -233,9 +253,9 @@ export async function openSource(
       await close(sender)
     }
     const row = await published(signal)
-    adopt(tables, row)
+    const versions = firstVersions([], tables, (await look(signal)).tables)
     const consistentPoint = positionOf(parseLsn(confirmed))
-    await record({ ...system, state: 'made', consistentPoint, publication: row, adding: [] }, signal)
+    await record({ ...system, state: 'made', consistentPoint, publication: row, adding: [], versions }, signal)
   }
 
   async function retainMore(before: Retained, tables: readonly TableSchema[], signal: AbortSignal): Promise<void> {
@@ -268,14 +288,20 @@ export async function openSource(
     if (going.length > 0) await ask(takeFromPublication(control, name, going), signal, publication)
     if (missing.length > 0) await ask(addToPublication(control, name, missing), signal, publication)
     const after = altered ? await published(signal) : now
-    adopt(tables, after)
-    if (before.adding.length > 0 || altered || JSON.stringify(after) !== JSON.stringify(before.publication)) {
-      // Their copies are read later than this: changes up to here are passed over, whatever shape they have.
-      const until = positionOf(parseLsn((await ownSlot(signal)).insert_lsn))
-      const back = new Set(after.relations.map(({ oid }) => oid))
-      const since = left.map((one) => (one.until === undefined && back.has(one.oid) ? { ...one, until } : one))
-      await record({ ...before, publication: after, left: since, adding: [] }, signal)
-    }
+    const looked = await look(signal)
+    // A table that was left out has no history: it comes back as it is.
+    const followed = before.versions.filter(
+      ({ oid }) => !left.some((one) => one.oid === oid && one.until === undefined),
+    )
+    const versions = firstVersions(followed, tables, looked.tables)
+    // Their copies are read later than this: changes up to here are passed over, whatever shape they have.
+    const until = positionOf(parseLsn((await ownSlot(signal)).insert_lsn))
+    const back = new Set(after.relations.map(({ oid }) => oid))
+    const since = left.map((one) => (one.until === undefined && back.has(one.oid) ? { ...one, until } : one))
+    const base = altered ? after : { ...before.publication, relations: kept }
+    const whole = { ...before, publication: base, left: since, adding: [], versions }
+    const checked = checkTables(whole, after, looked.tables)
+    if (JSON.stringify(checked) !== JSON.stringify(before)) await record(checked, signal)
   }
 
   /** A table that is gone is said to be gone, not only to be missing from the publication. */
@@ -305,15 +331,6 @@ export async function openSource(
       })
   }
 
-  function adopt(tables: readonly TableSchema[], row: PublicationRow): void {
-    const rows = new Map(row.relations.map((relation) => [tableName(relation), relation]))
-    for (const schema of tables) {
-      const relation = rows.get(tableName(schema.table))
-      if (relation) checkSchema(schema, relation)
-      schemas.set(tableName(schema.table), schema)
-    }
-  }
-
   async function sameSystem(client: pg.Client, made: Retained, after: Position): Promise<void> {
     const timeline = await followTimeline(client, made, after)
     if (timeline === made.timeline) return
@@ -326,19 +343,22 @@ export async function openSource(
       throw new Failure('SLOT_LOST', { object: `slot ${name}`, observed: 'this pipeline never retained anything' })
     }
     await inTurn(() => checkRetained(signal))
-    const { publication: retained } = recorded ?? made
-    const plain = retained.relations.filter((row) => row.kind === 'r').map(tableName)
-    if (plain.some((table) => !schemas.has(table))) {
-      const names = new Set(plain)
-      const catalog = await ask(
-        readCatalog(control, (table) => names.has(tableName(table))),
-        signal,
-      )
-      adopt(
-        catalog.filter(({ table }) => names.has(tableName(table))).map((table) => tableSchema(table, 1)),
-        retained,
-      )
-    }
+    let seenDigest: string | undefined
+    const tables = tableHistory({
+      versions: (recorded ?? made).versions,
+      left: (recorded ?? made).left ?? [],
+      after,
+      looked: await look(signal),
+      look,
+      typeName: async (type, typmod) => await ask(selectTypeName(control, type, typmod), stop.signal),
+      stale: async () => {
+        const now = await ask(selectPublicationDigest(control, name, serverVersion), stop.signal, publication)
+        const before = seenDigest
+        seenDigest = now
+        return now !== before
+      },
+      record: async (fresh) => await inTurn(() => recordVersions(fresh, stop.signal)),
+    })
     const deadline = performance.now() + takeOverMs
     for (;;) {
       const slot = await ownSlot(signal)
@@ -357,7 +377,7 @@ export async function openSource(
           serverVersion,
           after,
           confirmed,
-          lookup: lookup(() => recorded, schemas),
+          tables,
           ours: (origin: string) => origin.startsWith(`crossfade:${pipeline}:`),
           dir: join(context.dir, 'source'),
           onDecoded: seen.decoded,
@@ -391,6 +411,7 @@ export async function openSource(
       const catalog = await ask(readCatalog(control, filter), signal)
       return catalog.map((table) => tableSchema(table, 1))
     },
+    versions: (signal) => inTurn(async () => ((await load(signal))?.versions ?? []).map(({ schema }) => schema)),
     retain: (tables, signal) =>
       inTurn(async () => {
         const before = await load(signal)

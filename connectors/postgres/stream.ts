@@ -14,10 +14,10 @@ import {
   readStreamCommit,
   readStreamStart,
   type Decoder,
-  type Lookup,
   type StreamCommit,
 } from './pgoutput.ts'
 import { lsnOf, parseLsn, positionOf, printLsn } from './position.ts'
+import type { Tables } from './history.ts'
 import { openSpool, type Replay, type Spool, type SpoolLimits } from './spool.ts'
 
 export type StreamOptions = {
@@ -29,7 +29,7 @@ export type StreamOptions = {
   readonly after: Position
   /** What the slot has confirmed: acknowledged until more is. */
   readonly confirmed: bigint
-  readonly lookup: Lookup
+  readonly tables: Tables
   readonly ours: (origin: string) => boolean
   /** Folder of this stream alone. */
   readonly dir: string
@@ -83,9 +83,13 @@ class PgoutputStream implements ChangeStream {
   #backlog: Buffer[] = []
   #backlogBytes = 0
   #replaying: Promise<void> | undefined
+  /** A message whose tables are being settled; what comes after it waits in the backlog, or in its transaction. */
+  #unsettled: { readonly message: Buffer; readonly streamed: boolean } | undefined
+  #settling: Promise<void> | undefined
   #failure: { readonly reason: unknown } | undefined
   #wake: (() => void) | undefined
   #closed = false
+  readonly #closing = new AbortController()
   #acknowledged: bigint
   /** Sent to the server; never goes back. */
   #flushed: bigint
@@ -105,7 +109,7 @@ class PgoutputStream implements ChangeStream {
     this.#acknowledged = this.#flushed = options.confirmed
     this.#decoder = decoder({
       queue: this.#queue,
-      lookup: options.lookup,
+      tables: options.tables,
       ours: options.ours,
       after: options.after,
       ...(options.onDecoded ? { onDecoded: options.onDecoded } : {}),
@@ -191,7 +195,8 @@ class PgoutputStream implements ChangeStream {
       if (event) return event
       // What was decoded before the failure is good, and was given first.
       if (this.#failure) throw this.#failure.reason
-      if (this.#replay) {
+      if (this.#settling) await this.#settling
+      else if (this.#replay) {
         this.#replaying = this.#continueReplay()
         await this.#replaying
       } else {
@@ -204,11 +209,13 @@ class PgoutputStream implements ChangeStream {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#closed) return
     this.#closed = true
+    this.#closing.abort()
     clearInterval(this.#statusTimer)
     clearTimeout(this.#answer)
     clearTimeout(this.#rest)
     this.#signal.removeEventListener('abort', this.#onAbort)
     this.#wake?.()
+    await this.#settling
     await this.#replaying?.catch(() => {})
     this.#replay?.replay.close()
     this.#spool.close()
@@ -234,7 +241,7 @@ class PgoutputStream implements ChangeStream {
   #receive(message: Buffer): void {
     if (this.#failure || this.#closed) return
     try {
-      if (this.#replay) {
+      if (this.#replay || this.#unsettled) {
         this.#backlog.push(Buffer.from(message))
         this.#backlogBytes += message.length
       } else this.#dispatch(message)
@@ -266,9 +273,40 @@ class PgoutputStream implements ChangeStream {
         return this.#spool.abort(xid, part)
       }
       default:
-        if (this.#inProgress === undefined) this.#decoder.decode(message, false)
+        if (this.#inProgress === undefined) this.#decode(message, false)
         else this.#spool.add(this.#inProgress, message)
     }
+  }
+
+  #decode(message: Buffer, streamed: boolean): void {
+    if (this.#decoder.decode(message, streamed)) return
+    this.#unsettled = { message: Buffer.from(message), streamed }
+    this.#settling = this.#settle()
+    this.#wake?.()
+  }
+
+  /** The message again, once its tables are settled, and what waited behind it. */
+  async #settle(): Promise<void> {
+    try {
+      for (let waits = this.#unsettled; waits !== undefined; waits = this.#unsettled) {
+        await this.#options.tables.settle(AbortSignal.any([this.#signal, this.#closing.signal]))
+        if (this.#closed) return
+        if (this.#decoder.decode(waits.message, waits.streamed)) this.#unsettled = undefined
+      }
+      this.#settling = undefined
+      if (this.#replay === undefined) this.#catchUp()
+    } catch (error) {
+      this.#settling = undefined
+      this.#fail(asFailure(error))
+    }
+    this.#wake?.()
+  }
+
+  #catchUp(): void {
+    const backlog = this.#backlog
+    this.#backlog = []
+    this.#backlogBytes = 0
+    for (const message of backlog) this.#receive(message)
   }
 
   /** Decodes more of the committed transaction, up to about a batch; at its end what arrived meanwhile. */
@@ -277,15 +315,13 @@ class PgoutputStream implements ChangeStream {
     if (!current) return
     try {
       const { replay, commit } = current
-      const take = (message: Buffer): void => this.#decoder.decode(message, true)
-      if (!(await replay.next(take, () => this.#queue.bytes > 1 << 20))) return
+      const take = (message: Buffer): void => this.#decode(message, true)
+      const enough = (): boolean => this.#queue.bytes > 1 << 20 || this.#unsettled !== undefined
+      if (!(await replay.next(take, enough)) || this.#unsettled !== undefined) return
       replay.close()
       this.#decoder.commit(commit.position)
       this.#replay = undefined
-      const backlog = this.#backlog
-      this.#backlog = []
-      this.#backlogBytes = 0
-      for (const message of backlog) this.#receive(message)
+      this.#catchUp()
     } catch (error) {
       current.replay.close()
       this.#replay = undefined
@@ -298,7 +334,7 @@ class PgoutputStream implements ChangeStream {
     const socket = this.#socket
     if (!socket) return
     const held = this.#queue.bytes + this.#backlogBytes
-    if (this.#replay !== undefined || held > this.#readAhead) {
+    if (this.#replay !== undefined || this.#unsettled !== undefined || held > this.#readAhead) {
       if (!socket.isPaused()) socket.pause()
     } else if (socket.isPaused() && held <= this.#readAhead / 2 && this.#rest === undefined) socket.resume()
   }
@@ -324,7 +360,11 @@ class PgoutputStream implements ChangeStream {
   #heartbeat(end: bigint, asked: boolean): void {
     if (!asked || this.#closed) return
     // A server that shuts down waits until all is acknowledged: what lies behind the last event is so by this one.
-    const idle = !this.#decoder.open && this.#inProgress === undefined && this.#replay === undefined
+    const idle =
+      !this.#decoder.open &&
+      this.#inProgress === undefined &&
+      this.#replay === undefined &&
+      this.#unsettled === undefined
     const before = positionOf(end - 1n)
     if (idle && before > this.#decoder.reached && lsnOf(before) > this.#acknowledged) {
       this.#askedAt = end

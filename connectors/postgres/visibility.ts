@@ -42,6 +42,6 @@ export function visibility(): Visibility {
 }
 
 /** Ids have 32 bits and go round: later means less than half of them ahead. */
-function isOpen(xid: number, { next, inProgress }: Transactions): boolean {
+export function isOpen(xid: number, { next, inProgress }: Transactions): boolean {
   return inProgress.has(xid) || ((xid - next) | 0) >= 0
 }

@@ -1,5 +1,5 @@
 /** Avro schemas of control records; the same text stands in schemas/control.avsc. Times are microseconds since 1970; a table's schema is the Avro
- *  text of its envelope. */
+ *  text of its envelope; a schema change names it as `schema`, in one JSON text with its `changes`. */
 const partition = {
   type: 'record',
   name: 'Partition',

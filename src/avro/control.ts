@@ -1,10 +1,12 @@
 import avro from 'avsc'
+import { z } from 'zod'
 import type {
   Barrier,
   ControlRecord,
   Effect,
   Offset,
   Position,
+  TableChange,
   TableId,
   TableSchema,
   TopicPartition,
@@ -104,7 +106,11 @@ function wireEffect(effect: Effect): WireEffect {
       return { 'crossfade.Truncate': { tables: [...tables], cascade, restartCounters } }
     }
     case 'schema':
-      return { 'crossfade.SchemaChange': { schema: JSON.stringify(valueSchema(effect.schema)) } }
+      return {
+        'crossfade.SchemaChange': {
+          schema: JSON.stringify({ schema: valueSchema(effect.schema), changes: effect.changes }),
+        },
+      }
     case 'rekey':
       return {
         'crossfade.Rekey': {
@@ -170,13 +176,51 @@ function effectOf(wire: WireEffect): Effect {
     return { kind: 'truncate', tables: tables.map(({ schema, name }) => ({ schema, name })), cascade, restartCounters }
   }
   const change = wire['crossfade.SchemaChange']
-  if (change !== undefined) return { kind: 'schema', schema: schemaOf(change.schema) }
+  if (change !== undefined) return schemaChangeOf(change.schema)
   const rekey = wire['crossfade.Rekey']
   if (rekey !== undefined)
     return { kind: 'rekey', schema: schemaOf(rekey.schema), oldKey: rekey.oldKey, newImage: rekey.newImage }
   const repartition = wire['crossfade.Repartition']
   if (repartition === undefined) throw damaged()
   return { kind: 'repartition', topic: repartition.topic, partitions: repartition.partitions }
+}
+
+const text = z.string()
+const tableChanges: z.ZodType<TableChange[]> = z.array(
+  z.discriminatedUnion('kind', [
+    z.strictObject({
+      kind: z.literal('add'),
+      column: text,
+      type: text,
+      collation: text.exactOptional(),
+      value: text.exactOptional(),
+      default: text.exactOptional(),
+      proved: z.boolean(),
+    }),
+    z.strictObject({
+      kind: z.literal('compute'),
+      column: text,
+      type: text,
+      collation: text.exactOptional(),
+      expression: text,
+      stored: z.boolean(),
+      proved: z.boolean(),
+    }),
+    z.strictObject({ kind: z.literal('drop'), column: text }),
+    z.strictObject({ kind: z.literal('rename'), column: text, to: text }),
+    z.strictObject({ kind: z.literal('retype'), column: text, from: text, type: text, proved: z.boolean() }),
+    z.strictObject({ kind: z.literal('nullable'), column: text, nullable: z.boolean() }),
+  ]),
+)
+const schemaChange = z.strictObject({ schema: z.looseObject({}), changes: tableChanges })
+function schemaChangeOf(json: string): Effect {
+  let found: z.infer<typeof schemaChange>
+  try {
+    found = schemaChange.parse(JSON.parse(json))
+  } catch (cause) {
+    throw damaged(cause)
+  }
+  return { kind: 'schema', schema: tableSchema(found.schema), changes: found.changes }
 }
 
 function schemaOf(text: string): TableSchema {

@@ -18,6 +18,10 @@ target: { type: ${type}, url: "\${env:TARGET_URL}" }
 # Patterns schema.table with * and ?; "*.*" is every user table. What is excluded stays out.
 tables: { include: ["*.*"], exclude: [] }
 
+# When a table's definition changes at the source. stop: end with the statements for the target, go on once they were run.
+# apply: make the change at the target too where it can be proved right.
+ddl: stop
+
 # The change log between the databases. embedded: files on this machine, no broker needed, one process.
 log: { type: embedded, dir: .crossfade/log, partitions: 8 }
 # kafka: for several readers, other consumers, or a machine that may be lost. replication: 3 wherever there are three brokers.

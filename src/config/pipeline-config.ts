@@ -40,6 +40,7 @@ export type PipelineConfig = {
   readonly target: Endpoint
   readonly state?: Endpoint | undefined
   readonly tables: { readonly include: readonly string[]; readonly exclude: readonly string[] }
+  readonly ddl: 'apply' | 'stop'
   readonly log: KafkaLogConfig | EmbeddedLogConfig
   readonly snapshot: {
     readonly parallel: number
@@ -176,6 +177,10 @@ const definition = z
       })
       .prefault({})
       .meta({ description: 'Tables of the pipeline.' }),
+    ddl: z.enum(['apply', 'stop']).default('stop').meta({
+      description:
+        'When a table’s definition changes at the source. `stop`: the pipeline applies what came before, ends with the statements for the target, and goes on at the next start once they were run. `apply`: it makes the change at the target itself where that can be proved right, and stops otherwise.',
+    }),
     log: z.discriminatedUnion('type', [kafka, embedded]).meta({
       description: 'The change log. Without `type`: `kafka` if brokers are named, else `embedded`.',
     }),

@@ -79,6 +79,7 @@ function world() {
     source: { type: 'memory' },
     target: { type: 'memory' },
     tables: { include: ['*.*'], exclude: [...exclude] },
+    ddl: 'stop',
     log: { type: 'embedded', dir: join(dir, 'log'), partitions: 3, maxMessageBytes: 64 * 2 ** 20 },
     snapshot: { parallel: 2, chunkRows: 10, schema: 'auto' },
     apply: { lanes: 2, batchRows: 100, batchBytes: 1e6 },

@@ -22,7 +22,7 @@ const store = () => {
       const database = memorySource([orders, items, ...found])
       for (let n = 0; n < 25; n++) database.commit({ kind: 'insert', table: orders, row: [`${n}`] })
       const reader = await database.open().reader('now', signal)
-      const limits = { partitions, chunkRows: 10, begun }
+      const limits = { partitions, chunkRows: 10, begun, followed: new Set<string>() }
       return await registerTables('shop', found, include, kept, reader, limits, signal)
     },
   }
@@ -98,9 +98,9 @@ test('a table that was changed is named with what is different; its version alon
   const [id, ...rest] = orders.columns
   if (id === undefined) throw new Error('no columns')
   const less = { ...orders, columns: [id, ...rest.slice(1)] }
-  await fails(register([less, items]), 'TABLE_CHANGED', /^without a text$/)
+  await fails(register([less, items]), 'TABLE_CHANGED', /without a text$/)
   const more = { ...orders, columns: [...orders.columns, { ...id, name: 'extra', nullable: true }] }
-  await fails(register([more, items]), 'TABLE_CHANGED', /^with extra bigint$/)
+  await fails(register([more, items]), 'TABLE_CHANGED', /with extra bigint$/)
   const other = { ...orders, columns: [{ ...id, type: 'integer' }, ...rest] }
   await fails(register([other, items]), 'TABLE_CHANGED', /without id bigint not null; with id integer not null/)
   await fails(register([{ ...orders, key: [1] }, items]), 'TABLE_CHANGED', /another key/)

@@ -5,17 +5,14 @@ import { join } from 'node:path'
 import pg from 'pg'
 import { parse, replicationOptions } from '../../connectors/postgres/config.ts'
 import { parseLsn } from '../../connectors/postgres/position.ts'
-import { lookup } from '../../connectors/postgres/retained.ts'
+import type { Tables } from '../../connectors/postgres/history.ts'
+import type { Relation } from '../../connectors/postgres/pgoutput.ts'
 import { readCatalog, tableSchema } from '../../connectors/postgres/schema.ts'
-import {
-  createPublication,
-  selectPublication,
-  selectServerVersion,
-  selectSlot,
-} from '../../connectors/postgres/source-queries.ts'
+import { createPublication, selectServerVersion, selectSlot } from '../../connectors/postgres/source-queries.ts'
 import { openStream, type StreamOptions } from '../../connectors/postgres/stream.ts'
 import type { ChangeStream } from '../../src/connector.ts'
-import { origin, tableName } from '../../src/model.ts'
+import { Failure } from '../../src/errors.ts'
+import { origin, tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
 import { flatten, type Flat } from './flatten.ts'
 
 /** A database with a publication over all of its tables, and slots on it. Disposed of with all it made. */
@@ -43,7 +40,6 @@ export async function streamBed(url: string, ddl: string): Promise<StreamBed> {
     catalog.map(({ table }) => table),
   )
   const serverVersion = await selectServerVersion(client)
-  const row = await selectPublication(client, name, serverVersion)
   const config = parse({ url })
   const dirs: string[] = []
   const slots: string[] = []
@@ -68,7 +64,7 @@ export async function streamBed(url: string, ddl: string): Promise<StreamBed> {
           serverVersion,
           after: origin,
           confirmed: await confirmed(slot),
-          lookup: lookup(() => row && { publication: row }, schemas),
+          tables: fixedTables(({ table }) => schemas.get(tableName(table)) ?? unknownTable(table)),
           ours: (from) => from.startsWith('crossfade:test:'),
           dir,
           ...options,
@@ -98,6 +94,18 @@ export async function streamBed(url: string, ddl: string): Promise<StreamBed> {
     const found = await selectSlot(client, slot)
     return parseLsn(found?.confirmed_flush_lsn ?? '0/0')
   }
+}
+
+/** Tables that never change. */
+export function fixedTables(
+  schemaOf: (relation: Relation, position: Position) => TableSchema | Failure | undefined,
+): Tables {
+  const at: Tables['at'] = (relation, { position }) => schemaOf(relation, position) ?? 'passed over'
+  return { at, passing: () => [], settle: async () => {} }
+}
+
+function unknownTable(table: TableId): Failure {
+  return new Failure('TABLE_CHANGED', { object: tableName(table), observed: 'not among the tables of this stream' })
 }
 
 /** Pulls until `enough` says so of all that came. */

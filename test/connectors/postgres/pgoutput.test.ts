@@ -14,6 +14,7 @@ import { lsnOf, parseLsn, positionOf, printLsn, snapshotPosition } from '../../.
 import { Failure } from '../../../src/errors.ts'
 import { origin, type Position, type TableSchema } from '../../../src/model.ts'
 import { flatten, type Flat } from '../../support/flatten.ts'
+import { fixedTables } from '../../support/pg-stream.ts'
 
 /** As PostgreSQL 18 sent them, protocol 4. Tables a (id int primary key, name text, m mood) and f (x int, y text), identity full. */
 const real = {
@@ -75,7 +76,7 @@ function bench(options: Partial<DecoderOptions> = {}): { queue: ChangeQueue; dec
     queue,
     decoder: decoder({
       queue,
-      lookup: ({ table }) => (table.name === 'a' ? schemas.a : schemas.f),
+      tables: fixedTables(({ table }) => (table.name === 'a' ? schemas.a : schemas.f)),
       ours: (name) => name.startsWith('crossfade:x:'),
       after: origin,
       ...options,
@@ -138,7 +139,10 @@ test('decodes a transaction into images, effects and messages with their marks',
 })
 
 test('H24: rows of a table that was left out are not handed on, and count; a later transaction may be of interest again', () => {
-  const [whole, part] = [bench(), bench({ lookup: ({ table }) => (table.name === 'a' ? schemas.a : undefined) })]
+  const [whole, part] = [
+    bench(),
+    bench({ tables: fixedTables(({ table }) => (table.name === 'a' ? schemas.a : undefined)) }),
+  ]
   feed(whole.decoder, transaction)
   feed(part.decoder, transaction)
   const all = drain(whole.queue)
@@ -154,7 +158,7 @@ test('H24: rows of a table that was left out are not handed on, and count; a lat
   assert.deepEqual(drain(part.queue), wanted)
 
   let until = place as Position
-  const later = bench({ lookup: (_, position) => (position <= until ? undefined : schemas.a) })
+  const later = bench({ tables: fixedTables((_, position) => (position <= until ? undefined : schemas.a)) })
   feed(later.decoder, transaction)
   assert.ok(drain(later.queue).every(({ kind }) => kind === 'message'))
   until = origin
@@ -220,7 +224,7 @@ test('fills an absent key of a new row from the old key, and nothing else', () =
 
 test('a table that is not as recorded stops at its first row, not before', () => {
   const failure = new Failure('TABLE_CHANGED', { object: 'public.a' })
-  const { decoder } = bench({ lookup: () => failure })
+  const { decoder } = bench({ tables: fixedTables(() => failure) })
   feed(decoder, [real.begin, real.relationA])
   assert.throws(() => feed(decoder, [real.insert]), failure)
 })

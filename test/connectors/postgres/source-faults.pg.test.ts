@@ -183,7 +183,8 @@ for (const version of [18, 14] as const) {
         "alter table a drop name; alter table a add name text default 'd'",
       ],
       ['renaming', 'alter table a rename to z'],
-      ['another type', 'alter table b alter n type bigint'],
+      ['another type of a key column', 'alter table b alter id type text'],
+      ['another key', 'alter table b drop constraint b_pkey, add primary key (n)'],
       ['a rewrite of values in place', 'alter table b alter n type int using n + 1'],
       ['another replica identity', 'alter table b replica identity full'],
     ] as const) {

@@ -14,7 +14,19 @@ const schema: TableSchema = {
 }
 const effects: readonly Effect[] = [
   { kind: 'truncate', tables: [schema.table, { schema: 'a.b', name: '' }], cascade: true, restartCounters: false },
-  { kind: 'schema', schema },
+  {
+    kind: 'schema',
+    schema,
+    changes: [
+      { kind: 'add', column: 'b', type: 'integer', value: "it's", proved: true },
+      { kind: 'add', column: 'c', type: 'text', collation: '"C"', default: 'now()', proved: false },
+      { kind: 'compute', column: 'd', type: 'integer', expression: '(b * 2)', stored: true, proved: true },
+      { kind: 'drop', column: 'e' },
+      { kind: 'rename', column: 'f', to: 'g' },
+      { kind: 'retype', column: 'h', from: 'integer', type: 'bigint', proved: true },
+      { kind: 'nullable', column: 'i', nullable: false },
+    ],
+  },
   { kind: 'rekey', schema, oldKey: new Uint8Array([1, 2]), newImage: new Uint8Array(0) },
   { kind: 'repartition', topic: 'shop.public.orders', partitions: 9 },
 ]

@@ -68,6 +68,7 @@ mode: hybrid               # full | incremental | hybrid
 source: { type: store, url: "\${env:SOURCE_URL}" }
 target: { type: store, url: "\${env:TARGET_URL}" }
 tables: { include: ["public.*"], exclude: ["public.audit_*"] }   # globs over schema and table
+ddl: apply                 # apply | stop
 log: { type: kafka, brokers: ["127.0.0.1:9092"], partitions: 8, replication: 1 }
 snapshot: { parallel: 4, chunkRows: 100000, schema: auto }                          # auto | dump | tables | none
 apply: { lanes: 4, batchRows: 2000, batchBytes: 4MiB }
@@ -79,6 +80,7 @@ apply: { lanes: 4, batchRows: 2000, batchBytes: 4MiB }
       source: { type: 'store', url: env.SOURCE_URL },
       target: { type: 'store', url: env.TARGET_URL },
       tables: { include: ['public.*'], exclude: ['public.audit_*'] },
+      ddl: 'apply',
       log: { type: 'kafka', brokers: ['127.0.0.1:9092'], partitions: 8, replication: 1, maxMessageBytes: 8 * 2 ** 20 },
       snapshot: { parallel: 4, chunkRows: 100_000, schema: 'auto' },
       apply: { lanes: 4, batchRows: 2000, batchBytes: 4 * 1024 ** 2 },
@@ -96,6 +98,7 @@ apply: { lanes: 4, batchRows: 2000, batchBytes: 4MiB }
         source: undefined,
         target: undefined,
         tables: { include: ['*.*'], exclude: [] },
+        ddl: 'stop',
         log: { type: 'embedded', dir: join(folder, '.crossfade/log'), partitions: 8, maxMessageBytes: 64 * 2 ** 20 },
         snapshot: { parallel: 4, chunkRows: 100_000, schema: 'auto' },
         apply: { lanes: 4, batchRows: 2000, batchBytes: 4 * 1024 ** 2 },

@@ -1,0 +1,318 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Failure } from '../../src/errors.ts'
+import { failpoint } from '../../src/failpoint.ts'
+import {
+  compareMarks,
+  comparePositions,
+  origin,
+  tableName,
+  type Effect,
+  type Mark,
+  type Position,
+  type TableChange,
+  type TableSchema,
+} from '../../src/model.ts'
+import { addressed, wordsFor } from './alter.ts'
+import type { Relation } from './pgoutput.ts'
+import { parseLsn, positionOf } from './position.ts'
+import {
+  changesBetween,
+  keyOf,
+  mistakable,
+  nextSchema,
+  relationDifference,
+  shapeBetween,
+  unfollowable,
+  type SentColumn,
+} from './shape.ts'
+import type { Shape, Shapes } from './source-queries.ts'
+import { isOpen } from './visibility.ts'
+
+/** A table's definition from a place on; recorded before anything behind that place is handed on, so that a re-sent transaction meets the same. */
+export type Version = {
+  readonly oid: number
+  readonly from: Mark
+  readonly schema: TableSchema
+  readonly shape: Shape
+  /** Since the version before. */
+  readonly changes: readonly TableChange[]
+}
+export type SchemaEffect = Extract<Effect, { kind: 'schema' }>
+
+/** What the tables of a stream are, at each place of it. Places are asked for in their order. `undefined`: `settle`, then ask again. */
+export interface Tables {
+  /** For the row at this mark: its table's schema, or a change that takes effect before it and takes up the mark, or why its changes cannot be taken;
+   *  those of a table that was left out are passed over. */
+  at(relation: Relation, mark: Mark, xid: number): TableSchema | SchemaEffect | Failure | 'passed over' | undefined
+  /** At a message of our own: changes that take effect there; of tables, too, that no row tells of. */
+  passing(position: Position): readonly { readonly effect: SchemaEffect; readonly mark: Mark }[] | undefined
+  /** Looks at the catalog, and records what follows for the place asked for last. */
+  settle(signal: AbortSignal): Promise<void>
+}
+
+export type HistoryOptions = {
+  /** Of each table at least one, oldest first. */
+  readonly versions: readonly Version[]
+  /** Tables that were left out, and up to which place if they were taken in again. */
+  readonly left: readonly { readonly oid: number; readonly until?: Position }[]
+  /** Changes up to here were handed on. */
+  readonly after: Position
+  /** A look taken when the stream begins. */
+  readonly looked: Shapes
+  readonly look: (signal: AbortSignal) => Promise<Shapes>
+  readonly typeName: (type: number, typmod: number) => Promise<string>
+  /** Whether a look may show something else than the last one. */
+  readonly stale: () => Promise<boolean>
+  /** Adds them to the record, if each is the next of its table; resolves to what is recorded then. */
+  readonly record: (versions: readonly Version[]) => Promise<readonly Version[]>
+}
+
+type Table = {
+  versions: readonly Version[]
+  /** Index of the version in force where the stream stands. */
+  at: number
+  /** The newest version as last seen unchanged: a rewrite since is told by it. */
+  base: Shape
+  failure: Failure | undefined
+}
+type Wanted =
+  | { readonly relation: Relation; readonly mark: Mark; readonly xid: number }
+  | { readonly message: Position }
+
+const retryMs = 50
+const lookEveryMs = 1_000
+
+export function tableHistory(options: HistoryOptions): Tables {
+  return new TableHistory(options)
+}
+
+class TableHistory implements Tables {
+  readonly #options: HistoryOptions
+  readonly #tables = new Map<number, Table>()
+  #looked: Shapes
+  #shapes = new Map<number, Shape>()
+  /** Tables that the last look shows changed since their newest version, all of whose versions are in force. */
+  #differing: readonly number[] = []
+  #wanted: Wanted | undefined
+  /** A transaction that is not visible yet, and whose rows of this table look as before. */
+  #waived = { oid: 0, xid: 0 }
+  #looking = false
+  #nextLook = 0
+
+  constructor(options: HistoryOptions) {
+    this.#options = options
+    this.#looked = options.looked
+    this.#adopt(options.versions, options.after)
+    this.#see(options.looked)
+  }
+
+  at(relation: Relation, mark: Mark, xid: number): ReturnType<Tables['at']> {
+    const left = this.#options.left.find(({ oid }) => oid === relation.oid)
+    if (left && (left.until === undefined || comparePositions(mark.position, left.until) <= 0)) return 'passed over'
+    const table = this.#tables.get(relation.oid)
+    if (table === undefined) return notRecorded(relation)
+    if (table.failure) return table.failure
+    const next = table.versions[table.at + 1]
+    if (next !== undefined && compareMarks(next.from, mark) <= 0) return this.#enter(table, next, mark)
+    const current = inForce(table)
+    if (!isOpen(xid, this.#looked.transactions) || (this.#waived.oid === relation.oid && this.#waived.xid === xid)) {
+      const now = this.#shapes.get(relation.oid)
+      const why = now && unfollowable(table.base, now, keyOf(current.schema, current.shape))
+      if (why !== undefined) return changed(current, why, now)
+      if (relationDifference(relation, current.shape) === undefined) {
+        const newest = table.at + 1 === table.versions.length
+        const doubt = newest && now ? mistakable(relation, { before: table.base, now, xid }) : undefined
+        return doubt === undefined ? current.schema : changed(current, doubt, now)
+      }
+    }
+    this.#wanted = { relation, mark, xid }
+    return undefined
+  }
+
+  passing(position: Position): readonly { readonly effect: SchemaEffect; readonly mark: Mark }[] | undefined {
+    const due = this.#differing.length > 0 && comparePositions(positionOf(parseLsn(this.#looked.lsn)), position) <= 0
+    if (due) {
+      this.#wanted = { message: position }
+      return undefined
+    }
+    void this.#lookSoon()
+    const found: { effect: SchemaEffect; mark: Mark }[] = []
+    for (const table of this.#tables.values()) {
+      const next = table.versions[table.at + 1]
+      if (next === undefined || comparePositions(next.from.position, position) > 0) continue
+      const effect = this.#enter(table, next, { position, seq: next.from.seq })
+      if (effect instanceof Failure) throw effect
+      found.push({ effect, mark: next.from })
+    }
+    return found.toSorted((a, b) => a.mark.seq - b.mark.seq)
+  }
+
+  async settle(signal: AbortSignal): Promise<void> {
+    const wanted = this.#wanted
+    if (wanted === undefined) return
+    this.#wanted = undefined
+    if ('message' in wanted) return await this.#settleMessage(wanted.message, signal)
+    const { relation, mark, xid } = wanted
+    const table = this.#tables.get(relation.oid)
+    if (table === undefined) return
+    for (;;) {
+      const looked = await this.#options.look(signal)
+      this.#see(looked)
+      if (!isOpen(xid, looked.transactions)) break
+      // Committed in the log, and not visible yet: it waits for a standby. What others did to the table before is.
+      if (relationDifference(relation, inForce(table).shape) === undefined) {
+        this.#waived = { oid: relation.oid, xid }
+        return
+      }
+      await sleep(retryMs, undefined, { signal })
+    }
+    await this.#settleRow(table, relation, mark, xid)
+  }
+
+  async #settleRow(table: Table, relation: Relation, mark: Mark, xid: number): Promise<void> {
+    const now = this.#shapes.get(relation.oid)
+    const current = inForce(table)
+    const key = keyOf(current.schema, current.shape)
+    if (relationDifference(relation, current.shape) === undefined) return
+    if (now === undefined) {
+      table.failure = changed(current, 'it was changed, and is no longer there', undefined)
+      return
+    }
+    if (unfollowable(table.base, now, key) !== undefined) return
+    const print = ({ typeOid, typmod }: SentColumn): string => `${typeOid} ${typmod}`
+    const types = new Map<string, string>()
+    for (const column of relation.columns)
+      if (!types.has(print(column)))
+        types.set(print(column), await this.#options.typeName(column.typeOid, column.typmod))
+    const shape =
+      table.at + 1 < table.versions.length
+        ? 'its changes came in another order when they came first'
+        : shapeBetween(relation, { before: table.base, now, xid }, (sent) => types.get(print(sent)))
+    const why =
+      typeof shape === 'string' ? shape : (relationDifference(relation, shape) ?? unfollowable(table.base, shape, key))
+    if (typeof shape === 'string' || why !== undefined) {
+      table.failure = changed(current, why ?? '', now)
+      return
+    }
+    await this.#record([{ table, shape, mark, rewritten: now.relfilenode !== table.base.relfilenode }])
+  }
+
+  /** Nothing was done to a table between two looks that show the same: what it is now it was at a place between them. */
+  async #settleMessage(position: Position, signal: AbortSignal): Promise<void> {
+    const before = this.#shapes
+    const differing = this.#differing
+    this.#see(await this.#options.look(signal))
+    const steady = differing.flatMap((oid) => {
+      const table = this.#tables.get(oid)
+      const shape = this.#shapes.get(oid)
+      if (!table || !shape || !this.#differing.includes(oid)) return []
+      return JSON.stringify(shape) === JSON.stringify(before.get(oid)) ? [{ table, shape }] : []
+    })
+    if (steady.length === 0) return
+    await this.#record(
+      steady.map(({ table, shape }, i) => {
+        const rewritten = shape.relfilenode !== table.base.relfilenode
+        return { table, shape, mark: { position, seq: 4 * i }, rewritten }
+      }),
+    )
+  }
+
+  async #record(
+    all: readonly {
+      readonly table: Table
+      readonly shape: Shape
+      readonly mark: Mark
+      readonly rewritten: boolean
+    }[],
+  ): Promise<void> {
+    failpoint('ddl.before-record')
+    const versions = all.map(({ table, shape, mark, rewritten }): Version => {
+      const { oid, schema } = inForce(table)
+      const changes = changesBetween(table.base, shape, rewritten)
+      return { oid, from: mark, schema: nextSchema(schema, table.base, shape), shape, changes }
+    })
+    this.#adopt(await this.#options.record(versions), undefined)
+    failpoint('ddl.after-record')
+    this.#see(this.#looked)
+  }
+
+  /** `after`: where the stream begins; undefined: it goes on. */
+  #adopt(versions: readonly Version[], after: Position | undefined): void {
+    for (const [oid, own] of Map.groupBy(versions, (version) => version.oid)) {
+      const known = this.#tables.get(oid)
+      if (known !== undefined && known.versions.length === own.length) continue
+      const base = own.at(-1)?.shape
+      if (base === undefined) continue
+      const at = known?.at ?? own.findLastIndex(({ from }) => comparePositions(from.position, after ?? origin) <= 0)
+      this.#tables.set(oid, { versions: own, at: Math.max(0, at), base, failure: undefined })
+    }
+  }
+
+  #see(looked: Shapes): void {
+    this.#looked = looked
+    this.#shapes = new Map(looked.tables.map((shape) => [shape.oid, shape]))
+    this.#differing = [...this.#tables].flatMap(([oid, table]) => {
+      const now = this.#shapes.get(oid)
+      const newest = table.versions.at(-1)
+      if (!now || !newest || now.kind === 'p') return []
+      if (unfollowable(table.base, now, keyOf(newest.schema, newest.shape)) !== undefined) return []
+      if (changesBetween(table.base, now).length > 0) return table.at + 1 === table.versions.length ? [oid] : []
+      table.base = now
+      return []
+    })
+  }
+
+  async #lookSoon(): Promise<void> {
+    if (this.#looking || performance.now() < this.#nextLook) return
+    this.#looking = true
+    try {
+      if (await this.#options.stale()) this.#see(await this.#options.look(new AbortController().signal))
+    } catch {
+      // Whatever it is, the stream or the heartbeat will meet it.
+    } finally {
+      this.#nextLook = performance.now() + lookEveryMs
+      this.#looking = false
+    }
+  }
+
+  #enter(table: Table, next: Version, mark: Mark): SchemaEffect | Failure {
+    if (compareMarks(next.from, mark) !== 0) {
+      const observed = `its change recorded for ${next.from.position} ${next.from.seq} comes at ${mark.position} ${mark.seq}`
+      return new Failure('BUG', { object: tableName(next.schema.table), observed })
+    }
+    table.at++
+    this.#see(this.#looked)
+    return { kind: 'schema', schema: next.schema, changes: next.changes }
+  }
+}
+
+function inForce(table: Table): Version {
+  const version = table.versions[table.at]
+  if (version === undefined) throw new RangeError('a table without a version')
+  return version
+}
+
+function notRecorded({ table }: Relation): Failure {
+  return new Failure('TABLE_CHANGED', {
+    object: tableName(table),
+    observed: 'it was not recorded: a partition or table added since',
+    needed: 'the tables and partitions that were recorded when the pipeline began',
+    effect: 'its changes are not captured, and nothing after them is',
+    next: 'Undo the change, or name the table under tables.exclude, and start again',
+  })
+}
+
+/** What the operator must know of a table that can be followed no further. */
+export function changed({ schema, shape }: Version, why: string, now: Shape | undefined): Failure {
+  const statements = now && now.kind !== 'p' ? addressed(schema.table, changesBetween(shape, now)) : []
+  return new Failure('TABLE_CHANGED', {
+    object: tableName(schema.table),
+    observed: [why, ...(now ? wordsFor(changesBetween(shape, now)) : [])].join('; '),
+    needed: 'changes whose place among the rows can be proved',
+    effect: 'what came before is captured, nothing after it is; no row was written in a wrong shape',
+    next: [
+      'Undo the change at the source where that is possible, and start again. Otherwise the table needs a new copy: name it under tables.exclude and start; stop; empty the target’s table and give it the new definition; take it in again and start',
+      ...statements,
+    ].join('\n'),
+  })
+}
