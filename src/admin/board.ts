@@ -48,10 +48,10 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
     if (oldest === undefined || newest === undefined || seconds <= 0) return { read: 0, applied: 0 }
     return { read: (newest.read - oldest.read) / seconds, applied: (newest.applied - oldest.applied) / seconds }
   }
-  const tableStatus = (tally: Tally, stopped: boolean): TableStatus => {
+  const tableStatus = (tally: Tally, copies: ReadonlyMap<string, CopyState>, stopped: boolean): TableStatus => {
     const { schema, route, plan } = tally.table
     const name = tableName(schema.table)
-    const copy = seen.copies?.find((other) => tableName(other.table) === name)
+    const copy = copies.get(name)
     const missing = missingChunks(plan, new Set(copy?.done), copy?.snapshot ?? ('' as Position), false)
     const live = copy?.live === true
     const done = plan.ranges.length - (live ? 0 : missing.length)
@@ -64,6 +64,7 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
       snapshot: copy !== undefined && copy.snapshot !== '',
       // A first copy has nothing to catch up with; later ones are told by the watermarks.
       stands:
+        live ||
         copy === undefined ||
         trail.stands(partitionsOf(route), seen.checkpoints ?? [], copy.snapshot) ||
         tally.rows > 0n,
@@ -109,7 +110,8 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
     status() {
       const proof = seen.checkpoints === undefined ? undefined : trail.applied(seen.checkpoints)
       const stopped = this.failure !== undefined && !this.failure.retrying
-      const tables = [...tallies.values()].map((tally) => tableStatus(tally, stopped))
+      const copies = new Map(seen.copies?.map((copy) => [tableName(copy.table), copy]))
+      const tables = [...tallies.values()].map((tally) => tableStatus(tally, copies, stopped))
       const live = tables.length > 0 && tables.every(({ state }) => state === 'live')
       const proved = proof !== undefined && proof.committedAt > 0 && live
       const seconds = proved ? Math.max(0, (now() - proof.committedAt) / 1000) : null

@@ -10,6 +10,12 @@ import {
 
 type Proof = { readonly position: Position; readonly committedAt: number }
 type Pending = Proof & { readonly full: readonly Offset[]; readonly changed: ReadonlyMap<string, number> }
+type Looked = {
+  readonly checkpoints: readonly Checkpoint[]
+  readonly newest: Pending | undefined
+  readonly byName: ReadonlyMap<string, Checkpoint>
+  readonly ends: ReadonlyMap<string, number>
+}
 /** What the control topic says, against what checkpoints say. `pending` is bounded: while the target is behind, watermarks in between are
  *  thinned out, which makes the proof coarser, never wrong. */
 export interface WatermarkTrail {
@@ -42,6 +48,14 @@ export function watermarkTrail(): WatermarkTrail {
       const name = partitionName(end)
       return (offsets.get(name) ?? 0) >= (watermark.changed.get(name) ?? end.offset)
     }) && watermark.changed.entries().every(([name, offset]) => (offsets.get(name) ?? 0) >= offset)
+  /** Asked for one table after the other, with the same checkpoints: what answers is built once. */
+  const lookUp = (checkpoints: readonly Checkpoint[]): Looked => {
+    const ends = new Map(newest?.full.map((end) => [partitionName(end), end.offset]))
+    newest?.changed.forEach((offset, name) => ends.set(name, offset))
+    const byName = new Map(checkpoints.map((checkpoint) => [partitionName(checkpoint), checkpoint]))
+    return { checkpoints, newest, byName, ends }
+  }
+  let looked = lookUp([])
   return {
     add(record) {
       if (record.epoch < epoch) return
@@ -90,10 +104,9 @@ export function watermarkTrail(): WatermarkTrail {
       return proved
     },
     stands(partitions, checkpoints, position) {
-      const byName = new Map(checkpoints.map((checkpoint) => [partitionName(checkpoint), checkpoint]))
+      if (checkpoints !== looked.checkpoints || newest !== looked.newest) looked = lookUp(checkpoints)
+      const { byName, ends } = looked
       const vouched = newest !== undefined && comparePositions(newest.position, position) >= 0 ? newest : undefined
-      const ends = new Map(vouched?.full.map((end) => [partitionName(end), end.offset]))
-      vouched?.changed.forEach((offset, name) => ends.set(name, offset))
       return partitions.every((at) => {
         const checkpoint = byName.get(partitionName(at))
         if (checkpoint === undefined) return false
