@@ -35,6 +35,7 @@ export async function setUp(
   const identity = await source.identity?.(signal)
   for (const { id, level, observed, needed } of sourceFindings)
     if (level === 'unknown') parts.log.warn({ id, observed, needed }, 'could not be checked')
+    else if (id === 'source.left_out') parts.log.warn({ observed }, 'not copied')
   const logFindings = (await changeLog.check?.(signal)) ?? []
   blockUnless([
     ...sourceFindings,

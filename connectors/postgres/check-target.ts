@@ -14,8 +14,9 @@ import {
 } from './check-queries.ts'
 import { checkVersion, finding } from './check.ts'
 import { mapError } from './errors.ts'
+import { fits } from './fits.ts'
 import { ident, qualified, selectUniqueIndexes, type IndexRow } from './queries.ts'
-import { isImplied, readCatalog, type CatalogColumn, type CatalogTable } from './schema.ts'
+import { isImplied, readCatalog, type CatalogTable } from './schema.ts'
 
 /** The preflight of a target for these tables. Changes nothing. Tables that are missing are no blocker: they may be made. */
 export async function checkTarget(client: pg.Client, tables: readonly TableSchema[]): Promise<readonly Finding[]> {
@@ -218,7 +219,7 @@ function compare(
           'a column that takes values',
           `${alter} ALTER COLUMN ${ident(column.name)} DROP EXPRESSION;`,
         )
-      const fit = fits(column.type, at, categories)
+      const fit = fits(column.type, at.type, categories)
       const merges =
         keys.has(column.name) && (fit !== 'ok' || (!schema.pinned && at.collation?.deterministic === false))
       if (merges)
@@ -284,32 +285,6 @@ function compare(
       )
   }
   return found
-}
-
-const integers = ['smallint', 'integer', 'bigint', 'numeric']
-const floats = ['real', 'double precision']
-const length = /^(character varying|character|bpchar|bit varying|bit)\((\d+)\)(.*)$/
-
-/** Whether every value of the source's type is a value of the column. */
-function fits(
-  source: string,
-  column: CatalogColumn,
-  categories: ReadonlyMap<string, string | null>,
-): 'ok' | 'warning' | 'blocker' {
-  const target = column.type
-  if (source === target) return 'ok'
-  for (const family of [integers, floats]) {
-    const from = family.indexOf(source)
-    const to = family.indexOf(target)
-    if (from >= 0 && to >= 0) return from <= to ? 'ok' : 'blocker'
-  }
-  const bounded = length.exec(target)
-  const given = length.exec(source)
-  if (bounded && (!given || Number(given[2]) > Number(bounded[2])))
-    return categories.get(source) === categories.get(target) ? 'warning' : 'blocker'
-  if (target === 'text' || target === 'character varying') return 'ok'
-  const category = categories.get(source)
-  return category !== undefined && category !== null && category === categories.get(target) ? 'warning' : 'blocker'
 }
 
 /** Changes arrive per table and partition: what checks rows against other tables, or writes by itself, must not act on them. */

@@ -24,6 +24,8 @@ export async function carryEveryType(from: PostgresVersion): Promise<void> {
     for (const url of [source, target]) await createTypeTable(url, table, columns, key)
     await fillTypeTable(source, table, columns)
   }
+  // A row of it holds nothing, and cannot be sent.
+  await sql(source, 'create table key_of_nothing (); insert into key_of_nothing default values')
   await using pipeline = await scene({ source, target, mode: 'hybrid', include: 'public.key*' })
   const worker = pipeline.run()
   const tables = ['keyed', 'keyless']
@@ -44,4 +46,5 @@ export async function carryEveryType(from: PostgresVersion): Promise<void> {
   await until(differences, { seconds: 120, worker })
   const end = await worker.stop()
   assert.equal(end.code, 0, end.stderr)
+  assert.match(end.stderr, /key_of_nothing is left out: .*not copied/)
 }
