@@ -20,7 +20,7 @@ import { memorySource, type MemoryDatabase } from '../../support/memory-source.t
 import { tableOf } from '../apply/rows-for-tests.ts'
 
 /** Milliseconds a chunk's lease lives. */
-export const ttl = 60
+export const ttl = 300
 const pipeline = 'shop'
 const chunkRows = 10
 
