@@ -105,6 +105,7 @@ export async function readTail(log: ChangeLog, pipeline: string, signal: AbortSi
         if (record.epoch < epoch) continue
         epoch = record.epoch
         if (record.kind !== 'watermark') continue
+        if (record.full) ends.clear() // of tables that were left out since, whose topics are their owner's
         for (const each of record.ends) ends.set(partitionName(each), each)
         if (watermark === undefined || comparePositions(record.position, watermark.position) > 0) watermark = record
       }

@@ -5,6 +5,7 @@ import { suite, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import { heartbeatPrefix, type Source } from '../../../src/connector.ts'
+import { Failure } from '../../../src/errors.ts'
 import { tableName, type Position } from '../../../src/model.ts'
 import { readToMessage, readUntil } from '../../support/pg-stream.ts'
 import { pgSourceBed, type PgSourceBed } from '../../support/pg-source.ts'
@@ -176,6 +177,23 @@ for (const version of [18, 14] as const) {
         assert.equal(await codeOf(noticed(source)), 'PUBLICATION_CHANGED')
       })
     }
+
+    test('a table that was dropped is named, with the way on', async () => {
+      await using bed = await bedOf()
+      await using source = await bed.open()
+      const after = await bed.retain(source)
+      await bed.client.query('drop table b; create table b (id int primary key)')
+      const error = await noticed(source)
+      assert.ok(error instanceof Failure)
+      assert.deepEqual([error.code, error.facts.object], ['TABLE_MISSING', 'public.b'])
+      assert.match(error.facts.next ?? '', /tables\.exclude/)
+      await using again = await bed.open()
+      await assert.rejects(again.retain(await bed.tables(again), never), { code: 'TABLE_MISSING' })
+      const kept = (await bed.tables(again)).filter(({ table }) => table.name === 'a')
+      assert.equal(await again.retain(kept, never), undefined)
+      assert.equal(await again.retain(await bed.tables(again), never), undefined)
+      await (await again.changes(after, never))[Symbol.asyncDispose]()
+    })
 
     for (const [what, sql] of [
       [

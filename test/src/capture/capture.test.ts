@@ -192,6 +192,15 @@ test('H14: without its last watermark a log is not gone on with', async () => {
   await assert.rejects(readTail(log, 'shop', signal), { code: 'LOG_GAP' })
 })
 
+test('what a later full vector does not name was left out, and its topic may be made anew', async () => {
+  const log = await logWith()
+  const gone = { topic: 'shop.public.gone', partition: 0, offset: 9 }
+  await append(log, { ...watermark(1, 7), ends: [{ ...data, offset: 3 }, gone] } as ControlRecord)
+  await append(log, { ...watermark(2, 8), ends: [{ ...data, offset: 3 }] } as ControlRecord)
+  await append(log, { ...watermark(2, 9), full: false, ends: [{ ...data, offset: 5 }] } as ControlRecord)
+  assert.deepEqual((await readTail(log, 'shop', signal)).ends, [{ ...data, offset: 5 }])
+})
+
 test('H23: a log that ends before a place it reached is not appended to', async () => {
   const log = await logWith()
   const other = { topic: 'shop.public.other', partition: 0 }
