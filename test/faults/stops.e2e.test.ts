@@ -32,7 +32,7 @@ describe('a worker that is stopped and started all the time', needs('pg', 'kafka
         log: await logConfig(log),
         more: 'snapshot: { parallel: 2, chunkRows: 1000 }',
       })
-      const writer = startWriter(source, random)
+      await using writer = startWriter(source, random)
       const [starts, stops, outcomes]: [number[], number[], Map<string, number>] = [[], [], new Map()]
       const deadline = performance.now() + limit
       for (let round = 0; round < rounds && performance.now() < deadline; round++) {
@@ -57,7 +57,7 @@ describe('a worker that is stopped and started all the time', needs('pg', 'kafka
       }
       const last = pipeline.run()
       await sleep(1000)
-      const commits = await writer()
+      const commits = await writer.stop()
       await untilEqual(pipeline, last)
       assert.equal((await last.stop()).code, 0)
       t.diagnostic(
@@ -111,7 +111,7 @@ async function streams(worker: Worker): Promise<boolean> {
 }
 
 /** Now and then a transaction that is spooled to disk, and sometimes aborted. */
-function startWriter(url: string, random: () => number): () => Promise<number> {
+function startWriter(url: string, random: () => number): AsyncDisposable & { stop(): Promise<number> } {
   let stopped = false
   let commits = 0
   const running = (async () => {
@@ -131,11 +131,12 @@ function startWriter(url: string, random: () => number): () => Promise<number> {
       await sleep(20)
     }
   })()
-  return async () => {
+  const stop = async (): Promise<number> => {
     stopped = true
     await running
     return commits
   }
+  return { stop, [Symbol.asyncDispose]: async () => void (await stop()) }
 }
 
 function spread(all: readonly number[]): string {

@@ -43,7 +43,7 @@ describe('H9: tables come and go on a pipeline that is killed', needs('pg'), () 
           include: wanted.map((table) => `public.${table}`),
           more: 'snapshot: { parallel: 2, chunkRows: 2000 }',
         })
-      const writers = startWriters(source, [random, random, random])
+      await using writers = startWriters(source, [random, random, random])
       let wanted: readonly string[] = ['big', 'small']
       for (let round = 1; round <= rounds; round++) {
         await configured(wanted)
@@ -56,7 +56,8 @@ describe('H9: tables come and go on a pipeline that is killed', needs('pg'), () 
         else if (random() < 0.4) {
           how = 'stopped'
           const end = await worker.stop()
-          assert.equal(end.code, 0, end.stdout + end.stderr)
+          // Of a signal that comes before it can hear one it dies.
+          assert.ok(end.code === 0 || end.stdout + end.stderr === '', end.stdout + end.stderr)
         } else await worker.kill9()
         t.diagnostic(`round ${round}: ${wanted.join(', ')}; ${how} after ${Math.round(life)} ms`)
         const some = tables.filter(() => random() < 0.6)
@@ -103,7 +104,7 @@ function demanded(worker: Worker): string {
 }
 
 /** Each writes transactions over several tables, some of them open for seconds. */
-function startWriters(url: string, randoms: readonly (() => number)[]): { stop(): Promise<number> } {
+function startWriters(url: string, randoms: readonly (() => number)[]): AsyncDisposable & { stop(): Promise<number> } {
   let stopped = false
   let commits = 0
   const write = async (client: pg.Client, random: () => number): Promise<void> => {
@@ -134,13 +135,12 @@ function startWriters(url: string, randoms: readonly (() => number)[]): { stop()
       await sleep(random() * 15)
     }
   })
-  return {
-    async stop() {
-      stopped = true
-      await Promise.all(all)
-      return commits
-    },
+  const stop = async (): Promise<number> => {
+    stopped = true
+    await Promise.all(all)
+    return commits
   }
+  return { stop, [Symbol.asyncDispose]: async () => void (await stop()) }
 }
 
 function generator(start: number): () => number {
