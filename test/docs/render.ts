@@ -54,7 +54,8 @@ and values of keys such as \`password\`, are shown as \`***\` wherever crossfade
 ## Patterns of tables
 
 \`schema.table\`, split at the first dot. Each part has to match the whole name as the catalog has it, upper and lower case apart: \`*\` any characters, \`?\` one, \`[abc]\` one of
-these. A part in double quotes is taken as it is (\`"My.Schema".*\`). \`*.*\` is every user table. What \`exclude\` matches stays out, whatever \`include\` says; crossfade's own
+these. A part in double quotes is taken as it is (\`"My.Schema".*\`). \`*.*\` is every user table. What \`exclude\` matches stays out, whatever \`include\` says. A partition
+is matched by the name of each table above it as well as by its own: the root alone names all of them, and one can be left out. crossfade's own
 schema \`crossfade\` always does.
 `
 }
