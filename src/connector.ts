@@ -3,12 +3,14 @@ import type {
   Barrier,
   Checkpoint,
   Chunk,
+  CopyState,
+  Counter,
   Effect,
   Epoch,
   Mark,
-  Offset,
   Position,
   Range,
+  Start,
   TableCopy,
   TableId,
   TableSchema,
@@ -29,8 +31,7 @@ export type Finding = {
   readonly code?: ErrorCode
 }
 export type Digest = { readonly rows: number; readonly sums: readonly [bigint, bigint] }
-/** Whether a table is part of the pipeline. `within`: what it is a part of and may be named by, such as a partitioned table. Asked of every table that
- *  could be. */
+/** Whether a table is part of the pipeline. `within`: what it is a part of and may be named by, such as a partitioned table. */
 export type TableFilter = (table: TableId, within?: readonly TableId[]) => boolean
 /** Reads rows at either end: copy, verification, repair, backup. One call at a time; open several to read in parallel. */
 export interface TableReader extends AsyncDisposable {
@@ -91,8 +92,7 @@ export interface Source extends AsyncDisposable {
   /** `startAt`: as `adopt` will be asked to. */
   check(filter: TableFilter, signal: AbortSignal, startAt?: string): Promise<readonly Finding[]>
   tables(filter: TableFilter, signal: AbortSignal): Promise<readonly TableSchema[]>
-  /** Every version of the retained tables that was handed on or is about to be, oldest first; the target stands at one of each table's. Absent: tables
-   *  never change. */
+  /** Every version of the retained tables handed on or about to be, oldest first; the target stands at one of each. Absent: tables never change. */
   versions?(signal: AbortSignal): Promise<readonly TableSchema[]>
   /** Makes the source keep changes of these tables; the first call returns a snapshot, a repeat adds what is missing, leaves out what is not named any
    *  more, and returns undefined. Changes of a table from before it was left out are passed over, also once it is added again. */
@@ -119,12 +119,6 @@ export interface Source extends AsyncDisposable {
   /** Undoes `retain`. */
   release(signal: AbortSignal): Promise<void>
 }
-/** `value`: the next one it would give out. */
-export type Counter = { readonly name: string; readonly value: bigint }
-/** With the chunks that are done and the rows each loaded; a live table's are forgotten. */
-export type CopyState = TableCopy & { readonly done: readonly Chunk['id'][]; readonly loaded: readonly number[] }
-/** The end of the log when a table is added, and the highest epoch anyone wrote there: all up to `position` is in its copy, or was there before. */
-export type Start = { readonly ends: readonly Offset[]; readonly position: Position; readonly epoch: Epoch }
 /** Changes go here. Every call may be repeated with the same arguments. */
 export interface Sink extends AsyncDisposable {
   /** As of a source. */
@@ -186,12 +180,12 @@ export interface Lane extends AsyncDisposable {
 export type ChunkData =
   | { readonly kind: 'rows'; readonly batches: AsyncIterable<Rows> }
   | { readonly kind: 'frames'; readonly format: string; readonly frames: AsyncIterable<Uint8Array> }
-/** What a connector is opened with. `dir`: a folder of this pipeline for spilled data, gone after a crash at no loss. `ddl`: whether a sink makes a
- *  table's changes itself, or stops with what an operator has to run; default stop. */
+/** What a connector is opened with. `dir`: a folder of this pipeline for spilled data, gone after a crash at no loss. */
 export type Context = {
   readonly pipeline: string
   readonly dir: string
   readonly log: Logger
+  /** Whether a sink makes a table's changes itself, or stops with what an operator has to run, which is the default. */
   readonly ddl?: 'apply' | 'stop'
 }
 /** One kind of database. What is absent, it cannot do. `parse` gets the connection's part of the configuration file and throws CONFIG_INVALID naming

@@ -124,6 +124,13 @@ export type Range = {
 /** `replace`: the range may hold rows already (a resumed copy, a repair). */
 export type Chunk = Range & { readonly id: string; readonly snapshot: Position; readonly replace: boolean }
 
+/** `value`: the next one it would give out. */
+export type Counter = { readonly name: string; readonly value: bigint }
+/** With the chunks that are done and the rows each loaded; a live table's are forgotten. */
+export type CopyState = TableCopy & { readonly done: readonly Chunk['id'][]; readonly loaded: readonly number[] }
+/** The end of the log when a table is added, and the highest epoch anyone wrote there: all up to `position` is in its copy, or was there before. */
+export type Start = { readonly ends: readonly Offset[]; readonly position: Position; readonly epoch: Epoch }
+
 /** Position '' comes before every other. */
 export function comparePositions(a: Position, b: Position): number {
   const left = place(a)

@@ -1,6 +1,5 @@
 import { readFile, readdir } from 'node:fs/promises'
 import type { ClientBase } from 'pg'
-import type { CopyState, Start } from '../../src/connector.ts'
 import { failpoint } from '../../src/failpoint.ts'
 import {
   partitionName,
@@ -12,6 +11,8 @@ import {
   type TableCopy,
   type TableId,
   type TopicPartition,
+  type CopyState,
+  type Start,
 } from '../../src/model.ts'
 
 const folder = new URL('sql/', import.meta.url)

@@ -1,11 +1,10 @@
-import { failpoint } from '../../src/failpoint.ts'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type pg from 'pg'
-import type { ChangeStream, Context, Counter, Snapshot, Source } from '../../src/connector.ts'
+import type { ChangeStream, Context, Source, TableFilter } from '../../src/connector.ts'
 import type { StateStore } from '../../src/coordinate/state-store.ts'
 import { Failure } from '../../src/errors.ts'
-import { tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
+import type { Position, Counter } from '../../src/model.ts'
 import { ask } from './answer.ts'
 import { checkSource } from './check.ts'
 import { close, connect, endWhenSilent, replicationOptions, type PostgresConfig } from './config.ts'
@@ -14,46 +13,19 @@ import { checkPlace, followTimeline } from './divergence.ts'
 import { parseLsn, positionOf, snapshotPosition } from './position.ts'
 import { qualified, selectIdentity } from './queries.ts'
 import { openReader } from './reader.ts'
-import {
-  checkPublication,
-  checkTables,
-  firstVersions,
-  leaving,
-  loadRetained,
-  saveRetained,
-  serves,
-  withRoots,
-  type Left,
-  type Retained,
-} from './retained.ts'
-import { tableHistory, type Version } from './history.ts'
+import type { Retained } from './retained.ts'
+import { openRetention, takeOverMs } from './retention.ts'
+import { tableHistory } from './history.ts'
 import { readCatalog, tableSchema } from './schema.ts'
 import { freeSlot, openSlot } from './slots.ts'
 import {
-  addToPublication,
-  createPublication,
-  dropPublication,
-  dropSlot,
   emitMessage,
-  identifySystem,
-  selectDropped,
   selectInProgress,
-  selectPublication,
-  selectPublicationDigest,
-  selectRoots,
   selectSenderTimeout,
   selectSequences,
   selectSequenceState,
-  selectShapes,
   selectServerVersion,
-  selectSlot,
   selectTypeName,
-  takeFromPublication,
-  type PublicationRow,
-  type PublishedRow,
-  type Shapes,
-  type SlotRow,
-  type System,
   type Transactions,
 } from './source-queries.ts'
 import { checkStart } from './start.ts'
@@ -68,9 +40,6 @@ export type SourceOptions = {
   readonly spool?: { readonly memoryBytes: number; readonly diskBytes: number }
 }
 const snapshotLimitMs = 60_000
-const takeOverMs = 15_000
-/** Of what others may do to publication and tables, a check costs at most a twentieth of the time. */
-const checkEveryMs = 1_000
 const oldestServer = 140_000
 
 /** Slot and publication are called `crossfade_<pipeline>`. `state` belongs to this pipeline alone. */
@@ -83,14 +52,8 @@ export async function openSource(
 ): Promise<Source> {
   const { pipeline } = context
   const name = `crossfade_${pipeline}`
-  const publication = `publication ${name}`
   const control = await connect(config, { name: 'source', pipeline, lockTimeoutMs: 10_000 }, signal)
   const seen = visibility()
-  let recorded: Retained | undefined
-  let revision = 0
-  let digest: string | undefined
-  let nextCheck = 0
-  let turn: Promise<unknown> = Promise.resolve()
   const stop = new AbortController()
   const serverVersion = await ask(selectServerVersion(control), signal).catch(async (error: unknown) => {
     await close(control)
@@ -100,268 +63,40 @@ export async function openSource(
     await close(control)
     throw new Failure('UNSUPPORTED', { object: 'source', observed: `version ${serverVersion}`, needed: '14 or later' })
   }
-
-  /** What reads and writes the record runs one after the other. */
-  function inTurn<T>(work: () => Promise<T>): Promise<T> {
-    const mine = turn.then(work)
-    turn = mine.catch(() => {})
-    return mine
-  }
-  /** Several sources of one pipeline share the record: what is written is based on what was just read. */
-  async function load(signal: AbortSignal): Promise<Retained | undefined> {
-    const stored = await loadRetained(state, signal)
-    revision = stored.revision
-    recorded = stored.retained
-    return recorded
-  }
-  async function record(made: Retained, signal: AbortSignal): Promise<void> {
-    revision = await saveRetained(state, made, revision, signal)
-    recorded = made
-    digest = undefined
-  }
-  async function published(signal: AbortSignal): Promise<PublicationRow> {
-    const row = await ask(selectPublication(control, name, serverVersion), signal, publication)
-    if (!row) throw new Failure('PUBLICATION_CHANGED', { object: publication, observed: 'it was dropped' })
-    return row
-  }
-  async function look(signal: AbortSignal): Promise<Shapes> {
-    return await ask(selectShapes(control, name), signal, publication)
-  }
-  async function ownSlot(signal: AbortSignal): Promise<SlotRow> {
-    const row = await ask(selectSlot(control, name), signal, `slot ${name}`)
-    const lost = (observed: string): Failure => new Failure('SLOT_LOST', { object: `slot ${name}`, observed })
-    if (!row) throw lost('it does not exist')
-    if (row.wal_status === 'lost')
-      throw lost(`it was invalidated${row.invalidation_reason ? `: ${row.invalidation_reason}` : ''}`)
-    if (row.database !== config.database || row.plugin !== 'pgoutput') {
-      throw lost(`it is one of ${row.plugin} in database ${row.database}`)
-    }
-    return row
-  }
-  async function withTheirRoots(tables: readonly TableId[], signal: AbortSignal): Promise<readonly TableId[]> {
-    return withRoots(tables, await ask(selectRoots(control, tables), signal))
-  }
-
-  /** H13, H26: what others did to publication and tables since the record was written. */
-  async function checkRetained(signal: AbortSignal): Promise<void> {
-    const began = performance.now()
-    const now = await ask(selectPublicationDigest(control, name, serverVersion), signal, publication)
-    nextCheck = performance.now() + Math.max(checkEveryMs, 20 * (performance.now() - began))
-    if (now !== undefined && now === digest) return
-    const row = await ask(selectPublication(control, name, serverVersion), signal, publication)
-    const before = await load(signal)
-    if (before?.state !== 'made') return
-    await demandThere(before.publication.relations, row, signal)
-    checkPublication(name, before.publication, row, new Set(before.adding))
-    if (before.adding.length > 0) return
-    if (row && JSON.stringify(row) !== JSON.stringify(before.publication)) {
-      const after = checkTables(before, row, (await look(signal)).tables)
-      // Lost to another source of this pipeline: looked at again the next time.
-      if (JSON.stringify(after) !== JSON.stringify(before) && !(await recordUnlessLost(after, signal))) return
-    }
-    digest = now
-  }
-  async function recordUnlessLost(made: Retained, signal: AbortSignal): Promise<boolean> {
-    try {
-      await record(made, signal)
-      return true
-    } catch (error) {
-      if (error instanceof Failure && error.code === 'FENCED') return false
-      throw error
-    }
-  }
-  /** New versions of tables, unless others recorded them first: the same history is found by whoever reads the same stream. */
-  async function recordVersions(fresh: readonly Version[], signal: AbortSignal): Promise<readonly Version[]> {
-    for (;;) {
-      const before = await load(signal)
-      if (before?.state !== 'made') throw new Failure('FENCED', { object: publication, observed: 'it was released' })
-      const known = new Map(before.versions.map((version) => [version.oid, version.schema.version]))
-      const next = fresh.filter(({ oid, schema }) => schema.version === (known.get(oid) ?? 0) + 1)
-      const versions = [...before.versions, ...next]
-      if (next.length === 0 || (await recordUnlessLost({ ...before, versions }, signal))) return versions
-    }
-  }
-  async function checkNowAndThen(signal: AbortSignal): Promise<void> {
-    if (performance.now() < nextCheck) return
-    await inTurn(() => (performance.now() < nextCheck ? Promise.resolve() : checkRetained(signal)))
-  }
-
-  async function retainFirst(tables: readonly TableSchema[], signal: AbortSignal): Promise<Snapshot> {
-    const object = `slot ${name}`
-    const former = recorded
-    const slot = await ask(selectSlot(control, name), signal, object)
-    const existing = await ask(selectPublication(control, name, serverVersion), signal, publication)
-    const plain = tables.map(({ table }) => table)
-    const ids = await withTheirRoots(plain, signal)
-    // Where our role may not make it, the operator did, as the preflight said.
-    const given = existing !== undefined && serves(existing, plain, ids)
-    if (!former && (slot || (existing && !given))) {
-      throw new Failure('SLOT_IN_USE', {
-        object: slot ? object : publication,
-        observed: 'it exists, and this pipeline did not make it',
-        next: `If nothing needs it, drop it: ${slot ? `select pg_drop_replication_slot('${name}')` : `drop publication ${name}`}; or choose another pipeline name; or, where the target holds the data as of its place, take it over by mode: incremental with startAt`,
-      })
-    }
-    const nothing = { oid: 0, options: '', version: '', relations: [] }
-    const none = { systemId: '', timeline: 0, database: config.database, consistentPoint: '', publication: nothing }
-    await record({ ...none, adding: [], versions: [], state: 'making' }, signal)
-    failpoint('retain.after-intent')
-    if (slot) {
-      await freeSlot(control, pipeline, name, performance.now() + takeOverMs, signal)
-      await ask(dropSlot(control, name), signal, object)
-    }
-    // H9: a slot older than its publication cannot be decoded.
-    if (existing && !given) await ask(dropPublication(control, name), signal, publication)
-    if (!given) await ask(createPublication(control, name, ids), signal, publication)
-    failpoint('retain.between-publication-and-slot')
-    const wanted = { config, pipeline, slot: name, temporary: false, serverVersion }
-    const limitMs = options.snapshotLimitMs ?? snapshotLimitMs
-    const made = openSlot(control, { ...wanted, limitMs }, signal)
-    const { system, consistentPoint, snapshot } = await made.catch(async (error: unknown) => {
-      if (!given) await dropPublication(control, name).catch(() => {}) // the next attempt drops what is left
-      throw error
-    })
-    try {
-      const row = await published(signal)
-      const versions = firstVersions([], tables, (await look(signal)).tables)
-      const place = positionOf(consistentPoint)
-      failpoint('retain.between-snapshot-and-record')
-      await record({ ...system, state: 'made', consistentPoint: place, publication: row, adding: [], versions }, signal)
-      failpoint('retain.after-record')
-      return snapshot
-    } catch (error) {
-      await snapshot[Symbol.asyncDispose]()
-      throw error
-    }
-  }
-
-  /** The slot and publication that the operator made, as the preflight demands them. */
-  async function adoptFirst(tables: readonly TableSchema[], startAt: string, signal: AbortSignal): Promise<void> {
-    const { confirmed_flush_lsn: confirmed } = await ownSlot(signal)
-    const plain = tables.map(({ table }) => table)
-    const finding = (await ask(checkStart(control, name, plain, startAt, serverVersion), signal)).at(-1)
-    if (finding === undefined || finding.level === 'blocker' || confirmed === null) {
-      const { observed = 'no place', needed = startAt, remedy } = finding ?? {}
-      throw new Failure('SLOT_LOST', { object: `slot ${name}`, observed, needed, ...(remedy && { next: remedy }) })
-    }
-    await freeSlot(control, pipeline, name, performance.now() + takeOverMs, signal)
-    const sender = await connect(config, { name: 'slot', pipeline, replication: true }, signal)
-    let system: System
-    try {
-      system = await identifySystem(sender)
-    } finally {
-      await close(sender)
-    }
-    const row = await published(signal)
-    const versions = firstVersions([], tables, (await look(signal)).tables)
-    const consistentPoint = positionOf(parseLsn(confirmed))
-    await record({ ...system, state: 'made', consistentPoint, publication: row, adding: [], versions }, signal)
-  }
-
-  async function retainMore(before: Retained, tables: readonly TableSchema[], signal: AbortSignal): Promise<void> {
-    await ownSlot(signal)
-    const ids = await withTheirRoots(
-      tables.map(({ table }) => table),
-      signal,
-    )
-    const unwanted = leaving(before.publication.relations, ids)
-    const out = new Set(unwanted.map(({ oid }) => oid))
-    const kept = before.publication.relations.filter(({ oid }) => !out.has(oid))
-    const left: readonly Left[] = [
-      ...(before.left ?? []).filter(({ oid }) => !out.has(oid)),
-      ...unwanted.map(({ oid }) => ({ oid })),
-    ]
-    const now = await published(signal)
-    // Also those that a former start had no time to take out.
-    const going = now.relations.filter(({ oid }) => left.some((one) => one.oid === oid && one.until === undefined))
-    await demandThere(kept, now, signal)
-    checkPublication(name, { ...before.publication, relations: kept }, now, new Set([...ids, ...going].map(tableName)))
-    const goes = new Set(going.map(({ oid }) => oid))
-    const there = new Set(now.relations.filter(({ oid }) => !goes.has(oid)).map(tableName))
-    const missing = ids.filter((table) => !there.has(tableName(table)))
-    const altered = missing.length + going.length > 0
-    if (altered || unwanted.length > 0) {
-      // Said first: another source of this pipeline may look in between.
-      const publication = { ...before.publication, relations: kept }
-      await record({ ...before, publication, left, adding: [...missing, ...going].map(tableName) }, signal)
-    }
-    if (going.length > 0) await ask(takeFromPublication(control, name, going), signal, publication)
-    if (missing.length > 0) await ask(addToPublication(control, name, missing), signal, publication)
-    const after = altered ? await published(signal) : now
-    const looked = await look(signal)
-    // A table that was left out has no history: it comes back as it is.
-    const followed = before.versions.filter(
-      ({ oid }) => !left.some((one) => one.oid === oid && one.until === undefined),
-    )
-    const versions = firstVersions(followed, tables, looked.tables)
-    // Their copies are read later than this: changes up to here are passed over, whatever shape they have.
-    const until = positionOf(parseLsn((await ownSlot(signal)).insert_lsn))
-    const back = new Set(after.relations.map(({ oid }) => oid))
-    const since = left.map((one) => (one.until === undefined && back.has(one.oid) ? { ...one, until } : one))
-    const base = altered ? after : { ...before.publication, relations: kept }
-    const whole = { ...before, publication: base, left: since, adding: [], versions }
-    const checked = checkTables(whole, after, looked.tables)
-    if (JSON.stringify(checked) !== JSON.stringify(before)) await record(checked, signal)
-  }
-
-  /** A table that is gone is said to be gone, not only to be missing from the publication. */
-  async function demandThere(
-    tables: readonly PublishedRow[],
-    now: PublicationRow | undefined,
-    signal: AbortSignal,
-  ): Promise<void> {
-    const published = new Set(now?.relations.map(({ oid }) => oid))
-    const missing = tables.filter(({ oid }) => !published.has(oid))
-    if (missing.length === 0) return
-    const dropped = await ask(
-      selectDropped(
-        control,
-        missing.map(({ oid }) => oid),
-      ),
-      signal,
-    )
-    const gone = missing.filter(({ oid }) => dropped.includes(oid)).map(tableName)
-    if (gone.length > 0)
-      throw new Failure('TABLE_MISSING', {
-        object: gone.join(', '),
-        observed: 'dropped at the source',
-        needed: 'every table the pipeline began with',
-        effect: 'nothing more is captured',
-        next: 'To go on without it, name it under tables.exclude and start again; one made anew under its name can be taken in after that',
-      })
-  }
+  const limitMs = options.snapshotLimitMs ?? snapshotLimitMs
+  const retention = openRetention({ control, config, context, state, name, serverVersion, snapshotLimitMs: limitMs })
 
   async function sameSystem(client: pg.Client, made: Retained, after: Position): Promise<void> {
     const timeline = await followTimeline(client, made, after)
     if (timeline === made.timeline) return
-    await inTurn(async () => await record({ ...((await load(stop.signal)) ?? made), timeline }, stop.signal))
+    await retention.setTimeline(made, timeline, stop.signal)
   }
 
   async function changes(after: Position, signal: AbortSignal): Promise<ChangeStream> {
-    const made = await inTurn(() => load(signal))
+    const made = await retention.load(signal)
     if (made?.state !== 'made') {
       throw new Failure('SLOT_LOST', { object: `slot ${name}`, observed: 'this pipeline never retained anything' })
     }
-    await inTurn(() => checkRetained(signal))
+    const { versions, left = [] } = (await retention.check(signal)) ?? made
     let seenDigest: string | undefined
     const tables = tableHistory({
-      versions: (recorded ?? made).versions,
-      left: (recorded ?? made).left ?? [],
+      versions,
+      left,
       after,
-      looked: await look(signal),
-      look,
+      looked: await retention.shapes(signal),
+      look: retention.shapes,
       typeName: async (type, typmod) => await ask(selectTypeName(control, type, typmod), stop.signal),
       stale: async () => {
-        const now = await ask(selectPublicationDigest(control, name, serverVersion), stop.signal, publication)
+        const now = await retention.digest(stop.signal)
         const before = seenDigest
         seenDigest = now
         return now !== before
       },
-      record: async (fresh) => await inTurn(() => recordVersions(fresh, stop.signal)),
+      record: async (fresh) => await retention.addVersions(fresh, stop.signal),
     })
     const deadline = performance.now() + takeOverMs
     for (;;) {
-      const slot = await ownSlot(signal)
+      const slot = await retention.slot(signal)
       const confirmed = parseLsn(slot.confirmed_flush_lsn ?? '0/0')
       checkPlace(name, made, after, confirmed, parseLsn(slot.insert_lsn))
       await freeSlot(control, pipeline, name, deadline, signal)
@@ -411,24 +146,14 @@ export async function openSource(
       const catalog = await ask(readCatalog(control, filter), signal)
       return catalog.map((table) => tableSchema(table, 1))
     },
-    versions: (signal) => inTurn(async () => ((await load(signal))?.versions ?? []).map(({ schema }) => schema)),
-    retain: (tables, signal) =>
-      inTurn(async () => {
-        const before = await load(signal)
-        if (before?.state !== 'made') return await retainFirst(tables, signal)
-        await retainMore(before, tables, signal)
-        return undefined
-      }),
-    adopt: (tables, startAt, signal) =>
-      inTurn(async () => {
-        const before = await load(signal)
-        if (before?.state === 'made') await retainMore(before, tables, signal)
-        else await adoptFirst(tables, startAt, signal)
-        return snapshotPosition(parseLsn(startAt))
-      }),
+    versions: async (signal) => ((await retention.load(signal))?.versions ?? []).map(({ schema }) => schema),
+    retain: retention.retain,
+    async adopt(tables, startAt, signal) {
+      await retention.adopt(tables, startAt, signal)
+      return snapshotPosition(parseLsn(startAt))
+    },
     async snapshot(signal) {
       const slot = `${name.slice(0, 46)}_${process.pid}_${Date.now().toString(36)}`
-      const limitMs = options.snapshotLimitMs ?? snapshotLimitMs
       const wanted = { config, pipeline, slot, temporary: true, serverVersion, limitMs }
       return (await openSlot(control, wanted, signal)).snapshot
     },
@@ -436,12 +161,12 @@ export async function openSource(
     changes,
     identity: async (signal) => await ask(selectIdentity(control), signal),
     async emit(prefix, content, signal) {
-      await checkNowAndThen(signal)
+      await retention.checkNowAndThen(signal)
       await ask(emitMessage(control, prefix, content), signal)
     },
     async health(signal) {
-      await checkNowAndThen(signal)
-      const slot = await ownSlot(signal)
+      await retention.checkNowAndThen(signal)
+      const slot = await retention.slot(signal)
       const insert = positionOf(parseLsn(slot.insert_lsn))
       seen.prune(await ask(selectInProgress(control), signal))
       const kept = slot.restart_lsn === null ? undefined : Number(parseLsn(slot.wal_lsn) - parseLsn(slot.restart_lsn))
@@ -461,42 +186,23 @@ export async function openSource(
       }
     },
     ddl: (tables, style, signal) => readDdl(config, tables, style, signal),
-    async counters(filter, signal) {
-      const catalog = await ask(readCatalog(control, filter), signal)
-      const sequences = await ask(
-        selectSequences(
-          control,
-          catalog.map(({ table }) => table),
-        ),
-        signal,
-      )
-      const counters: Counter[] = []
-      for (const sequence of sequences) {
-        const now = await ask(selectSequenceState(control, sequence), signal)
-        if (!now) continue
-        const value = BigInt(now.last_value) + (now.is_called ? BigInt(sequence.increment) : 0n)
-        counters.push({ name: qualified(sequence), value })
-      }
-      return counters
-    },
-    release: (signal) =>
-      inTurn(async () => {
-        const former = await load(signal)
-        if (!former) return
-        await freeSlot(control, pipeline, name, performance.now() + takeOverMs, signal)
-        await ask(dropSlot(control, name), signal, `slot ${name}`)
-        failpoint('release.between-slot-and-publication')
-        await ask(dropPublication(control, name), signal, publication).catch((error: unknown) => {
-          if (!(error instanceof Failure) || error.code !== 'NO_RIGHTS') throw error
-          context.log.info({ publication: name }, 'the publication is left to its owner')
-        })
-        failpoint('release.between-publication-and-record')
-        await record({ ...former, state: 'released' }, signal)
-        recorded = undefined
-      }),
+    counters: async (filter, signal) => await ask(readCounters(control, filter), signal),
+    release: retention.release,
     async [Symbol.asyncDispose]() {
       stop.abort(new Failure('SERVER_UNREACHABLE', { object: 'source', observed: 'closed' }))
       await close(control)
     },
   }
+}
+
+async function readCounters(client: pg.Client, filter: TableFilter): Promise<readonly Counter[]> {
+  const tables = (await readCatalog(client, filter)).map(({ table }) => table)
+  const counters: Counter[] = []
+  for (const sequence of await selectSequences(client, tables)) {
+    const now = await selectSequenceState(client, sequence)
+    if (!now) continue
+    const value = BigInt(now.last_value) + (now.is_called ? BigInt(sequence.increment) : 0n)
+    counters.push({ name: qualified(sequence), value })
+  }
+  return counters
 }

@@ -1,5 +1,5 @@
-import type { CopyState, Health } from '../connector.ts'
-import type { Checkpoint, Offset, Position, TableSchema } from '../model.ts'
+import type { Health } from '../connector.ts'
+import type { Checkpoint, Offset, Position, TableSchema, CopyState } from '../model.ts'
 import { partitionName, tableName } from '../model.ts'
 import type { Failure } from '../errors.ts'
 import { partitionsOf, type Registered } from '../registry.ts'

@@ -1,5 +1,4 @@
-import type { CopyState } from '../connector.ts'
-import { tableName, type Chunk, type Position, type Range, type TableId } from '../model.ts'
+import { tableName, type Chunk, type Position, type Range, type TableId, type CopyState } from '../model.ts'
 
 /** How a table is cut; in the state store. A table whose copy starts over gets the next generation, so that its finished chunks no longer count. */
 export type TablePlan = { readonly generation: number; readonly ranges: readonly Range[] }

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { ChunkData, Counter, Lane, Sink, Start, TableReader } from '../../src/connector.ts'
+import type { ChunkData, Lane, Sink, TableReader } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import {
   compareMarks,
@@ -17,6 +17,8 @@ import {
   type TableId,
   type TableSchema,
   type TopicPartition,
+  type Counter,
+  type Start,
 } from '../../src/model.ts'
 import { Op, readImage, rowsOf, Tag, type Cell, type ChangeBatch, type LaneBatch, type Rows } from '../../src/rows.ts'
 
