@@ -152,22 +152,19 @@ describe('a worker that was thought dead', { ...needs('pg', 'kafka'), concurrenc
     t.diagnostic(`CROSSFADE_SEED=${seed}`)
     await using pipeline = await prepared('kafka', 20_000)
     const writers = startWriters(pipeline.source, { seed, writers: 2, pause: 5 })
-    // Within a chunk: the rows of this table cannot be written.
     const zombie = pipeline.run()
-    await until(
-      async () =>
-        Number(
-          (
-            await sql<{ n: string }>(pipeline.target, 'select count(*) as n from crossfade.chunk where done').catch(
-              () => [],
-            )
-          )[0]?.n ?? 0,
-        ) > 2
-          ? []
-          : ['no chunk yet'],
-      { seconds: 60, worker: zombie },
-    )
+    const chunks = async (more: string): Promise<number> =>
+      (await sql(pipeline.target, `select from crossfade.chunk ${more}`).catch(() => [])).length
+    await until(async () => ((await chunks('')) > 0 ? [] : ['no chunk yet']), { seconds: 120, worker: zombie })
+    // Until then the copy cannot end.
+    await using other = await connected(pipeline.target)
+    await other.query('begin; lock table visit in share mode')
+    await until(async () => ((await chunks('where done')) > 2 ? [] : ['too few chunks']), {
+      seconds: 120,
+      worker: zombie,
+    })
     process.kill(zombie.pid, 'SIGSTOP')
+    await other.query('rollback')
     const [at] = await sql<{ done: string; all: string }>(
       pipeline.target,
       'select count(*) filter (where done) as done, count(*) as all from crossfade.chunk',
