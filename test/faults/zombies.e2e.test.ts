@@ -118,9 +118,14 @@ describe('a worker that was thought dead', { ...needs('pg', 'kafka'), concurrenc
     await using pipeline = await prepared('kafka', 500)
     const zombie = pipeline.run()
     await shows(zombie, / streaming /)
-    // It waits for this lock in the middle of its transaction, the checkpoint's rows locked.
+    // Its statement is prepared; now it waits for this lock in the middle of its transaction, the checkpoint's rows locked.
+    await sql(pipeline.source, 'insert into basket values (800000, 1)')
+    await until(async () => await compareShops(pipeline.source, pipeline.target, undefined), {
+      seconds: 60,
+      worker: zombie,
+    })
     await using other = await connected(pipeline.target)
-    await other.query('begin; lock table basket in access exclusive mode')
+    await other.query('begin; lock table basket in share mode')
     await sql(pipeline.source, 'insert into basket select i, 1 from generate_series(800001, 800100) i')
     await until(
       async () =>
