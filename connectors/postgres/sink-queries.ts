@@ -49,7 +49,9 @@ export async function migrate(client: ClientBase): Promise<void> {
 /** Number of the newest migration applied; -1 without own tables. */
 async function migrated(client: ClientBase): Promise<number> {
   const { rows } = await client.query<{ there: boolean }>(
-    `select to_regclass('crossfade.migration') is not null as there`,
+    // Read from the catalog itself: within a transaction a name that was missing before the lock stays missing in the session's cache.
+    `select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                     where n.nspname = 'crossfade' and c.relname = 'migration') as there`,
   )
   if (rows[0]?.there !== true) return -1
   const { rows: found } = await client.query<{ number: number }>(
