@@ -60,6 +60,8 @@ export type HistoryOptions = {
   /** A look taken when the stream begins. */
   readonly looked: Shapes
   readonly look: (signal: AbortSignal) => Promise<Shapes>
+  /** Records how tables that were not changed are now; may fail, and is then done another time. */
+  readonly keep: (shapes: readonly Shape[]) => Promise<void>
   readonly typeName: (type: number, typmod: number) => Promise<string>
   /** Whether a look may show something else than the last one. */
   readonly stale: () => Promise<boolean>
@@ -71,7 +73,7 @@ type Table = {
   versions: readonly Version[]
   /** Index of the version in force where the stream stands. */
   at: number
-  /** The newest version as last seen unchanged: a rewrite since is told by it. */
+  /** The newest version as last seen unchanged, at a place the stream has passed: what was done since is told by it. */
   base: Shape
   failure: Failure | undefined
 }
@@ -93,6 +95,9 @@ class TableHistory implements Tables {
   #shapes = new Map<number, Shape>()
   /** Tables that the last look shows changed since their newest version, all of whose versions are in force. */
   #differing: readonly number[] = []
+  /** Tables that it shows touched, and not changed: known so from the place on that the look saw. */
+  readonly #steady = new Map<number, Shape>()
+  #keeping: readonly Shape[] = []
   #wanted: Wanted | undefined
   /** A transaction that is not visible yet, and whose rows of this table look as before. */
   #waived = { oid: 0, xid: 0 }
@@ -130,10 +135,17 @@ class TableHistory implements Tables {
   }
 
   passing(position: Position): readonly { readonly effect: SchemaEffect; readonly mark: Mark }[] | undefined {
-    const due = this.#differing.length > 0 && comparePositions(positionOf(parseLsn(this.#looked.lsn)), position) <= 0
-    if (due) {
-      this.#wanted = { message: position }
-      return undefined
+    if (comparePositions(positionOf(parseLsn(this.#looked.lsn)), position) <= 0) {
+      if (this.#differing.length > 0) {
+        this.#wanted = { message: position }
+        return undefined
+      }
+      for (const [oid, shape] of this.#steady) {
+        const table = this.#tables.get(oid)
+        if (table) table.base = shape
+      }
+      this.#keeping = [...this.#keeping, ...this.#steady.values()]
+      this.#steady.clear()
     }
     void this.#lookSoon()
     const found: { effect: SchemaEffect; mark: Mark }[] = []
@@ -251,13 +263,14 @@ class TableHistory implements Tables {
   #see(looked: Shapes): void {
     this.#looked = looked
     this.#shapes = new Map(looked.tables.map((shape) => [shape.oid, shape]))
+    this.#steady.clear()
     this.#differing = [...this.#tables].flatMap(([oid, table]) => {
       const now = this.#shapes.get(oid)
       const newest = table.versions.at(-1)
       if (!now || !newest || now.kind === 'p') return []
       if (unfollowable(table.base, now, keyOf(newest.schema, newest.shape)) !== undefined) return []
       if (changesBetween(table.base, now).length > 0) return table.at + 1 === table.versions.length ? [oid] : []
-      table.base = now
+      if (JSON.stringify(table.base) !== JSON.stringify(now)) this.#steady.set(oid, now)
       return []
     })
   }
@@ -266,6 +279,9 @@ class TableHistory implements Tables {
     if (this.#looking || performance.now() < this.#nextLook) return
     this.#looking = true
     try {
+      const kept = this.#keeping
+      this.#keeping = []
+      if (kept.length > 0) await this.#options.keep(kept)
       if (await this.#options.stale()) this.#see(await this.#options.look(new AbortController().signal))
     } catch {
       // Whatever it is, the stream or the heartbeat will meet it.
@@ -290,6 +306,15 @@ function inForce(table: Table): Version {
   const version = table.versions[table.at]
   if (version === undefined) throw new RangeError('a table without a version')
   return version
+}
+
+/** The newest versions as last seen unchanged. A shape that is of another version by now is left. */
+export function withShapes(versions: readonly Version[], shapes: readonly Shape[]): readonly Version[] {
+  const newest = new Map(versions.map((version) => [version.oid, version]))
+  return versions.map((version) => {
+    const shape = newest.get(version.oid) === version ? shapes.find(({ oid }) => oid === version.oid) : undefined
+    return shape && changesBetween(version.shape, shape).length === 0 ? { ...version, shape } : version
+  })
 }
 
 function notRecorded({ table }: Relation): Failure {

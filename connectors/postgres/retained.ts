@@ -1,7 +1,7 @@
 import { Failure } from '../../src/errors.ts'
 import { origin, tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
 import type { StateStore } from '../../src/coordinate/state-store.ts'
-import { changed, type Version } from './history.ts'
+import { changed, withShapes, type Version } from './history.ts'
 import { changesBetween, keyOf, sentColumns, unfollowable } from './shape.ts'
 import type { PublicationRow, PublishedRow, Shape, System } from './source-queries.ts'
 
@@ -84,14 +84,16 @@ export function checkTables(recorded: Retained, publication: PublicationRow, loo
   const shapes = new Map(looked.map((shape) => [shape.oid, shape]))
   const newest = new Map(recorded.versions.map((version) => [version.oid, version]))
   const pending = new Set<number>()
-  const steady = new Map<Version, Version>()
+  const rewritten: Shape[] = []
   for (const [oid, version] of newest) {
     const shape = shapes.get(oid)
     if (shape === undefined) continue
     const why = unfollowable(version.shape, shape, keyOf(version.schema, version.shape))
     if (why !== undefined) throw changed(version, why, shape)
     if (changesBetween(version.shape, shape).length > 0) pending.add(oid)
-    else steady.set(version, { ...version, shape })
+    // Whatever else was touched may be in rows that are still to be read: it is taken over when they are.
+    else if (isSame(version.shape.columns, shape.columns) && isSame(version.shape.dropped, shape.dropped))
+      rewritten.push(shape)
   }
   const before = new Map(recorded.publication.relations.map((row) => [row.oid, row]))
   for (const row of publication.relations) {
@@ -101,11 +103,8 @@ export function checkTables(recorded: Retained, publication: PublicationRow, loo
     if (moved) throw membershipChanged(row)
   }
   const relations = publication.relations.map((row) => (pending.has(row.oid) ? (before.get(row.oid) ?? row) : row))
-  return {
-    ...recorded,
-    publication: { ...publication, relations },
-    versions: recorded.versions.map((version) => steady.get(version) ?? version),
-  }
+  const versions = withShapes(recorded.versions, rewritten)
+  return { ...recorded, publication: { ...publication, relations }, versions }
 }
 
 /** What goes with tables that are not wanted any more: they, and partitioned tables that are no longer whole without them. */
@@ -114,6 +113,10 @@ export function leaving(recorded: readonly PublishedRow[], wanted: readonly Tabl
   const tables = recorded.filter((row) => row.kind === 'r' && !names.has(tableName(row)))
   const oids = new Set(tables.map(({ oid }) => oid))
   return [...tables, ...recorded.filter((row) => row.kind === 'p' && row.leaves.some((leaf) => oids.has(leaf)))]
+}
+
+function isSame(before: unknown, now: unknown): boolean {
+  return JSON.stringify(before) === JSON.stringify(now)
 }
 
 function membershipChanged(row: PublishedRow): Failure {

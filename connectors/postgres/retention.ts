@@ -19,7 +19,7 @@ import {
   type Left,
   type Retained,
 } from './retained.ts'
-import { type Version } from './history.ts'
+import { withShapes, type Version } from './history.ts'
 import { freeSlot, openSlot } from './slots.ts'
 import {
   addToPublication,
@@ -36,6 +36,7 @@ import {
   takeFromPublication,
   type PublicationRow,
   type PublishedRow,
+  type Shape,
   type Shapes,
   type SlotRow,
   type System,
@@ -60,6 +61,8 @@ export interface Retention {
   readonly checkNowAndThen: (signal: AbortSignal) => Promise<void>
   /** New versions of tables, unless others recorded them first: the same history is found by whoever reads the same stream. Resolves to all. */
   readonly addVersions: (fresh: readonly Version[], signal: AbortSignal) => Promise<readonly Version[]>
+  /** Tables as last seen, where that is no change. Lost if others write at the same time. */
+  readonly keepShapes: (shapes: readonly Shape[], signal: AbortSignal) => Promise<void>
   readonly setTimeline: (made: Retained, timeline: number, signal: AbortSignal) => Promise<void>
 }
 type Place = {
@@ -366,6 +369,12 @@ export function openRetention({
         if (performance.now() >= nextCheck) await checkRetained(signal)
       })
     },
+    keepShapes: (shapes, signal) =>
+      inTurn(async () => {
+        const before = await load(signal)
+        if (before?.state !== 'made') return
+        await recordUnlessLost({ ...before, versions: withShapes(before.versions, shapes) }, signal)
+      }),
     addVersions: (fresh, signal) => inTurn(async () => await recordVersions(fresh, signal)),
     setTimeline: (made, timeline, signal) =>
       inTurn(async () => await record({ ...((await load(signal)) ?? made), timeline }, signal)),

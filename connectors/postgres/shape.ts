@@ -145,21 +145,23 @@ function numbersOf(relation: Relation, { before, now, xid }: Between): readonly 
   if (proved.ways === 0) return 'its columns were changed several times'
   if (proved.ways === 1) return proved.numbers
   const since = ({ by }: Place): number => (by - xid) | 0
-  const likely = (place: Place, sent: SentColumn): boolean => {
-    const { known, alive } = place
-    if (!possible(place, sent) || (!alive && since(place) < 0)) return false
-    const named = known.some(({ name }) => name === sent.name)
-    return (
-      known.length === 0 ||
-      (named && known.some((column) => column.type === sent.typeOid && column.typmod === sent.typmod))
-    )
-  }
+  const likely =
+    (typed: boolean) =>
+    (place: Place, sent: SentColumn): boolean => {
+      const { known, alive } = place
+      if (!possible(place, sent) || (!alive && since(place) < 0)) return false
+      if (known.length === 0) return true
+      const named = known.some(({ name }) => name === sent.name)
+      return named && (!typed || known.some(({ type, typmod }) => type === sent.typeOid && typmod === sent.typmod))
+    }
   const absent = (place: Place): boolean => {
     if (place.stays) return false
     if (!place.added) return since(place) <= 0
     return !place.alive || since(place) >= 0
   }
-  const agreed = assign(relation.columns, places, likely, absent)
+  // A column may have had a third type in between: types decide only where names do not.
+  let agreed = assign(relation.columns, places, likely(false), absent)
+  if (agreed.ways > 1) agreed = assign(relation.columns, places, likely(true), absent)
   return agreed.ways === 1 ? agreed.numbers : 'its columns can be told apart in more than one way'
 }
 

@@ -85,6 +85,7 @@ export async function openSource(
       after,
       looked: await retention.shapes(signal),
       look: retention.shapes,
+      keep: async (shapes) => await retention.keepShapes(shapes, stop.signal),
       typeName: async (type, typmod) => await ask(selectTypeName(control, type, typmod), stop.signal),
       stale: async () => {
         const now = await retention.digest(stop.signal)

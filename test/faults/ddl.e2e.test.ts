@@ -1,0 +1,203 @@
+import assert from 'node:assert/strict'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { describe, it } from 'node:test'
+import type { Failpoint } from '../../src/failpoint.ts'
+import { definitionDiffers, keepWriting } from '../support/ddl.ts'
+import { sql } from '../support/postgres.ts'
+import { createThings, scene, type Scene } from '../support/scene.ts'
+import { needs, postgres } from '../support/servers.ts'
+import { pretendLarge } from '../support/shop.ts'
+import { until, type Worker } from '../support/worker.ts'
+
+/** One table over three partitions, in three lanes. */
+async function prepared(): Promise<Scene> {
+  const pg = await postgres(18)
+  const [source, target] = [await pg.database('ddl_source'), await pg.database('ddl_target')]
+  await createThings(source, 300)
+  await sql(source, 'alter table thing add count int, add price numeric(6,2)')
+  await pretendLarge(source, ['thing'])
+  const log = '{ type: embedded, partitions: 3 }'
+  return await scene({ source, target, mode: 'hybrid', log, more: 'ddl: apply\napply: { lanes: 3 }\n' })
+}
+async function streaming(worker: Worker): Promise<void> {
+  await until(async () => (/ streaming /.test(worker.printed()) ? [] : ['not live yet']), { seconds: 90, worker })
+}
+async function untilSame(pipeline: Scene, worker: Worker): Promise<void> {
+  const both = async (): Promise<readonly string[]> => [
+    ...(await definitionDiffers(pipeline.source, pipeline.target)),
+    ...(await pipeline.differences()),
+  ]
+  await until(both, { seconds: 120, worker })
+}
+const changes = [
+  `alter table thing add kind varchar(5) not null default 'it''s'`,
+  'alter table thing rename price to amount',
+  `begin; insert into thing (id) values (-1); alter table thing add b int default 3; insert into thing (id, b) values (-2, 4);
+   alter table thing drop column count; update thing set b = 9 where id between 1 and 50; commit`,
+  'alter table thing alter kind type text',
+  'alter table thing alter amount type numeric(9,2)',
+  'alter table thing alter kind drop not null',
+]
+
+describe('a worker that dies around a change of a table', { ...needs('pg'), concurrency: 2 }, () => {
+  const deaths: readonly (readonly [Failpoint, number])[] = [
+    ['ddl.before-record', 1],
+    ['ddl.after-record', 1],
+    ['ddl.after-record', 3],
+    ['apply.before-arrival', 2],
+    ['barrier.after-arrival', 2],
+    ['barrier.before-effect', 1],
+    ['barrier.between-effect-and-done', 1],
+    ['barrier.before-commit', 3],
+    ['apply.after-arrival', 2],
+  ]
+  for (const [point, passing] of deaths) {
+    it(
+      `H26: at ${point}, passing ${passing}: each change is made once, and each row has its own shape`,
+      { timeout: 300_000 },
+      async (t) => {
+        await using pipeline = await prepared()
+        const first = pipeline.run([], { CROSSFADE_FAILPOINT: `${point}:${passing}` })
+        await streaming(first)
+        const writing = await keepWriting(pipeline.source)
+        let dead = false
+        void first.ended.then(() => (dead = true))
+        for (const statement of changes) {
+          const before = writing.count()
+          await sql(pipeline.source, statement)
+          await until(async () => (writing.count() > before + 2 ? [] : ['nothing is written']), { seconds: 60 })
+        }
+        await until(async () => (dead ? [] : [`the point was not passed: ${first.output()}`]), { seconds: 60 })
+        assert.equal((await first.ended).signal, 'SIGKILL', first.output())
+        const next = pipeline.run()
+        await streaming(next)
+        await sql(pipeline.source, 'alter table thing add last int')
+        await writing.stop()
+        await untilSame(pipeline, next)
+        assert.equal((await next.stop()).code, 0)
+        t.diagnostic(`killed at ${point}, passing ${passing}, beside ${writing.count()} writes`)
+      },
+    )
+  }
+
+  it('H26: anywhere, again and again', { timeout: 300_000 }, async (t) => {
+    const seed = Number(process.env['CROSSFADE_SEED'] ?? Date.now() % 100_000)
+    t.diagnostic(`CROSSFADE_SEED=${seed}`)
+    let state = seed >>> 0
+    const random = (): number => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 4294967296
+    await using pipeline = await prepared()
+    let worker = pipeline.run()
+    await streaming(worker)
+    const writing = await keepWriting(pipeline.source)
+    for (const [i, statement] of changes.entries()) {
+      await sleep(random() * 400)
+      await sql(pipeline.source, statement)
+      await sleep(random() * 1200)
+      if (i % 2 === 1) continue
+      await worker.kill9()
+      worker = pipeline.run()
+      await sleep(random() * 3000)
+    }
+    await streaming(worker)
+    await writing.stop()
+    await untilSame(pipeline, worker)
+    assert.equal((await worker.stop()).code, 0)
+    t.diagnostic(`killed 3 times, beside ${writing.count()} writes`)
+  })
+})
+
+describe('a change of a table that cannot be followed', { ...needs('pg'), concurrency: 2 }, () => {
+  it('H26: a type with other values stops at its place, and goes on once an operator made it at the target', async () => {
+    await using pipeline = await prepared()
+    const worker = pipeline.run()
+    await streaming(worker)
+    await sql(pipeline.source, `update thing set count = id`)
+    await sql(
+      pipeline.source,
+      `alter table thing alter count type text using 'no ' || count; insert into thing values (5001, 'x', 'many')`,
+    )
+    const end = await worker.ended
+    assert.equal(end.code, 1, end.stderr)
+    assert.match(end.stderr, /column count integer became text/)
+    assert.match(end.stderr, /with the USING clause of the source’s own statement/)
+    assert.deepEqual(await sql(pipeline.target, 'select count(*)::int as n from thing where count = id'), [{ n: 300 }])
+    await sql(pipeline.target, `alter table thing alter count type text using 'no ' || count`)
+    const next = pipeline.run()
+    await streaming(next)
+    await untilSame(pipeline, next)
+    assert.equal((await next.stop()).code, 0)
+  })
+
+  it('H26: a column with values of its own in each row stops, and goes on once an operator filled it', async () => {
+    await using pipeline = await prepared()
+    const worker = pipeline.run()
+    await streaming(worker)
+    await sql(
+      pipeline.source,
+      `alter table thing add token text default md5(random()::text); insert into thing (id, token) values (5001, 'x')`,
+    )
+    const end = await worker.ended
+    assert.equal(end.code, 1, end.stderr)
+    assert.match(end.stderr, /then give the rows that are there the source’s values/)
+    await sql(
+      pipeline.target,
+      `alter table thing add token text; alter table thing alter token set default md5(random()::text)`,
+    )
+    for (const { id, token } of await sql(pipeline.source, 'select id, token from thing where id <= 300'))
+      await sql(pipeline.target, 'update thing set token = $2 where id = $1', [id, token])
+    const next = pipeline.run()
+    await streaming(next)
+    await untilSame(pipeline, next)
+    assert.equal((await next.stop()).code, 0)
+  })
+
+  it('H26: a table renamed stops, and goes on once it is named back', async () => {
+    await using pipeline = await prepared()
+    const worker = pipeline.run()
+    await streaming(worker)
+    await sql(pipeline.source, `alter table thing rename to other; insert into other (id) values (5001)`)
+    const end = await worker.ended
+    assert.equal(end.code, 1, end.stderr)
+    assert.match(end.stderr, /^✗ TABLE_CHANGED /m)
+    assert.match(end.stderr, /it is called public\.other now/)
+    await sql(pipeline.source, `alter table other rename to thing; insert into thing (id) values (5002)`)
+    const next = pipeline.run()
+    await streaming(next)
+    await untilSame(pipeline, next)
+    assert.equal((await next.stop()).code, 0)
+  })
+
+  it('H26: a lookalike column stops, at each start again', async () => {
+    await using pipeline = await prepared()
+    const worker = pipeline.run()
+    await streaming(worker)
+    await sql(
+      pipeline.source,
+      `alter table thing drop column price; alter table thing add column price numeric(6,2) default 1`,
+    )
+    const end = await worker.ended
+    assert.equal(end.code, 1, end.stderr)
+    assert.match(end.stderr, /column price is another one now: dropped, and added again/)
+    const again = await pipeline.command(['run'])
+    assert.match(again.stderr, /^✗ TABLE_CHANGED /m)
+  })
+
+  it('H26: a change while the table is copied stops before a wrong row, and undone it goes on', async () => {
+    await using pipeline = await prepared()
+    const first = pipeline.run([], { CROSSFADE_FAILPOINT: 'copy.before-live:1' })
+    assert.equal((await first.ended).signal, 'SIGKILL')
+    await sql(
+      pipeline.source,
+      `alter table thing add late int default 4; insert into thing (id, late) values (5001, 5)`,
+    )
+    const end = await pipeline.command(['run'])
+    assert.equal(end.code, 1, end.stderr)
+    assert.match(end.stderr, /^✗ TABLE_CHANGED /m)
+    assert.match(end.stderr, /while it is copied: with late integer/)
+    await sql(pipeline.source, `alter table thing drop column late`)
+    const next = pipeline.run()
+    await streaming(next)
+    await untilSame(pipeline, next)
+    assert.equal((await next.stop()).code, 0)
+  })
+})
