@@ -204,7 +204,8 @@ for (const version of [18, 14] as const) {
     `a table's history on PostgreSQL ${version}`,
     { ...needs(version === 18 ? 'pg' : 'pg14'), concurrency: 3 },
     () => {
-      for (const { name, steps, kinds, computed = [] } of cases) {
+      // The older server is asked for the longest ones.
+      for (const { name, steps, kinds, computed = [] } of version === 18 ? cases : cases.slice(-4)) {
         for (const when of ['while it streams', 'while nobody reads'] as const) {
           test(`H26: ${name}, ${when}: rows and changes come in an order that gives the source's rows, each time the same`, async () => {
             const pg = await postgres(version)
