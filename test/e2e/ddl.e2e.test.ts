@@ -43,6 +43,9 @@ describe('a change of a table in mid-stream', { ...needs('pg'), concurrency: 2 }
       const before = writing.count()
       await sql(pipeline.source, statement)
       await until(async () => (writing.count() > before + 3 ? [] : ['nothing is written']), { seconds: 30, worker })
+      // A column that is added behind a rewrite which the stream has not reached yet is left to an operator: the rewrite may have filled it.
+      if (/stored/.test(statement))
+        await until(async () => await definitionDiffers(pipeline.source, pipeline.target), { seconds: 30, worker })
     }
     await writing.stop()
     // No row tells of it.
