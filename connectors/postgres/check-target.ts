@@ -209,7 +209,7 @@ function compare(
         'blocker',
         `${where} is missing`,
         column.type,
-        `${alter} ADD COLUMN ${ident(column.name)} ${column.type};`,
+        `${alter} ADD COLUMN ${ident(column.name)} ${column.type}; -- of an empty table: rows that are there need the source’s values, and a pipeline that has begun says how when it is run`,
       )
     else {
       if (at.generated)
