@@ -48,6 +48,7 @@ for (const version of [18, 14] as const) {
       let after: Position = origin
       // Each commit is acknowledged by a stream of its own; the next begins behind it.
       while (seen.length < 20) {
+        await until(async () => !(await isActive(bed, slot)), 'the server notices that the former stream has gone')
         await using stream: ChangeStream = await bed.open(slot, { after })
         const [first] = await readUntil(stream, (all) => all.length > 0)
         assert.ok(first?.kind === 'change')
