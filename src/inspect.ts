@@ -1,16 +1,18 @@
 import { statusBoard } from './admin/board.ts'
 import { watermarkTrail } from './admin/lag.ts'
+import { checkBegun, readBegun, type Begun } from './begun.ts'
 import { partitionBudget, routes } from './change-log/topics.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import { patternFindings } from './config/table-pattern.ts'
 import type { Finding } from './connector.ts'
 import { isRenewed } from './coordinate/lease.ts'
 import { memoryStore } from './coordinate/state-store.ts'
-import { asFailure, codes } from './errors.ts'
+import { asFailure, codes, Failure } from './errors.ts'
 import type { Logger } from './logger.ts'
 import type { TableId, TableSchema } from './model.ts'
 import { partsOf, type Connectors, type Parts } from './parts.ts'
 import { registeredTables } from './registry.ts'
+import { readRun } from './run-record.ts'
 import { checkTarget } from './setup.ts'
 import type { Status } from './status.ts'
 
@@ -40,11 +42,12 @@ export async function checkPipeline(
   }
   let tables: readonly TableSchema[] = []
   let identity: string | undefined
+  const begun = await begunOrUnknown(parts, signal)
   await ask('source', async () => {
     await using source = await parts.source(memoryStore(), signal)
     identity = await source.identity?.(signal)
     const { startAt } = config
-    const found = await source.check(parts.filter, signal, (await hasBegun(parts, signal)) ? undefined : startAt)
+    const found = await source.check(parts.filter, signal, begun ? undefined : startAt)
     const all: { readonly table: TableId; readonly within: readonly TableId[] | undefined }[] = []
     tables = await source.tables((table, within) => {
       all.push({ table, within })
@@ -55,7 +58,10 @@ export async function checkPipeline(
   })
   await ask('target', async () => {
     await using sink = await parts.sink(signal)
-    return await checkTarget(sink, tables, config.mode, identity, signal)
+    const found = await checkTarget(sink, tables, config.mode, identity, signal)
+    if (begun === undefined) return found
+    await using store = await parts.store(signal)
+    return [...found, ...(await checkBegun(config, begun, { store, sink }, tables, signal))]
   })
   await ask('log', async () => {
     // The embedded log belongs to the process that runs; opening it here could only be in its way.
@@ -72,13 +78,13 @@ export async function checkPipeline(
   return findings
 }
 
-/** Not where nobody can say: that its store does not answer is told with the target. */
-async function hasBegun(parts: Parts, signal: AbortSignal): Promise<boolean> {
+/** Undefined also where nobody can say: that its store does not answer is told with the target. */
+async function begunOrUnknown(parts: Parts, signal: AbortSignal): Promise<Begun | undefined> {
   try {
     await using store = await parts.store(signal)
-    return (await store.get('begun', signal)) !== undefined
+    return await readBegun(store, signal)
   } catch {
-    return false
+    return undefined
   }
 }
 
@@ -104,19 +110,28 @@ export async function readStatus(
   const board = statusBoard(config.name, watermarkTrail())
   await using store = await parts.store(signal)
   await using sink = await parts.sink(signal)
-  await using source = await parts.source(store, signal)
   const copies = await sink.copies(signal)
+  const { applied, error } = await readRun(store, signal)
   board.plan(await registeredTables(store, signal))
+  board.recall(applied)
   board.observe({ copies, checkpoints: await sink.checkpoints(signal) })
+  const running = await isRenewed(store, 'capture', signal)
   if ((await store.get('complete', signal)) !== undefined) board.phase = 'complete'
-  else if (!(await isRenewed(store, 'capture', signal))) board.phase = 'stopped'
-  else board.phase = copies.length > 0 && copies.every(({ live }) => live) ? 'streaming' : 'copying'
+  else if (running) board.phase = copies.length > 0 && copies.every(({ live }) => live) ? 'streaming' : 'copying'
+  else board.phase = error === undefined ? 'stopped' : 'failed'
+  // What ended a former run is no news of this one, and what one that is gone tried again ended it.
+  if (error !== undefined && board.phase !== 'complete' && (!running || error.retrying))
+    board.failure = { failure: new Failure(error.code, error.facts), retrying: running, at: error.at }
   try {
+    await using source = await parts.source(store, signal)
     board.observe({ health: await source.health(signal) })
   } catch (error) {
+    const failure = asFailure(error)
     // Nothing is kept for a pipeline that never began or is complete; for any other it is what has gone wrong.
-    const nothing = board.phase === 'complete' || (await store.get('begun', signal)) === undefined
-    if (!nothing) board.failure = { failure: asFailure(error), retrying: board.phase !== 'stopped' }
+    const begun = (await readBegun(store, signal)) !== undefined
+    const nothing = board.phase === 'complete' || (!begun && failure.code === 'SLOT_LOST')
+    const worse = board.failure === undefined || failure.policy === 'stop'
+    if (!nothing && worse) board.failure = { failure, retrying: running, at: Date.now() }
   }
   return board.status()
 }

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { statusBoard } from './admin/board.ts'
+import { statusBoard, type Board } from './admin/board.ts'
 import { watermarkTrail } from './admin/lag.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import { holder, leases, type Lease, type Leases } from './coordinate/lease.ts'
@@ -9,8 +9,9 @@ import { failpoint } from './failpoint.ts'
 import type { Logger } from './logger.ts'
 import { partsOf, type Connectors, type Parts } from './parts.ts'
 import { hasEnded, hostAndPid, thisProcess } from './process-identity.ts'
-import { partitionsOf } from './registry.ts'
+import { partitionsOf, registeredTables } from './registry.ts'
 import { runLoop } from './run-loop.ts'
+import { readRun, runRecorder } from './run-record.ts'
 import { setUp } from './setup.ts'
 import type { Status } from './status.ts'
 import { taskGroup } from './task-group.ts'
@@ -18,6 +19,7 @@ import {
   captureTask,
   copyTask,
   heartbeatTask,
+  keepRecord,
   laneTask,
   share,
   statusTask,
@@ -28,6 +30,9 @@ import {
 
 /** Milliseconds a lease lives without renewal: so long may the state store be away, and so long does a successor on another machine wait. */
 const ttl = 15_000
+
+/** Milliseconds that the last word of a run may take: it is told in time also where the state store is what went away. */
+const farewellMs = 3_000
 
 type Controls = {
   /** Finish what is in hand, then end. */
@@ -61,27 +66,36 @@ export async function runPipeline(
       board.phase = 'standby'
       watch(board.status())
     }
-    try {
-      if (await isComplete(store, signal)) return (board.phase = 'complete')
-      await using lease = await standBy(own, store, asked, signal, standsBy)
-      failpoint('pipeline.after-lease')
-      if (await isFinished(parts, store, signal)) return (board.phase = 'complete')
-      if (board.phase === 'standby') log.info({}, 'taken over')
-      board.phase = 'starting'
-      const common = { parts, store, trail, board, leases: own, ttl, epoch: lease.epoch }
-      return await runUnder(
-        common,
-        { stop, signal: AbortSignal.any([signal, lease.signal]), watch },
-        () => (patient = running = true),
-      )
-    } catch (error) {
+    const failed = (error: unknown): Failure | 'stopped' => {
       if (stop.aborted && !signal.aborted && !running) return 'stopped'
       const failure = asFailure(error)
-      const again = patient && failure.policy === 'retry'
-      board.phase = again ? 'starting' : 'failed'
-      board.failure = { failure, retrying: again }
-      if (again) throw failure
+      const retrying = patient && failure.policy === 'retry'
+      board.phase = retrying ? 'starting' : 'failed'
+      board.failure = { failure, retrying, at: Date.now() }
       return failure
+    }
+    const work = async (): Promise<Ended | Failure> => {
+      if (await isComplete(store, signal)) return await complete(parts, store, board, signal)
+      await using lease = await standBy(own, store, asked, signal, standsBy)
+      failpoint('pipeline.after-lease')
+      if (await isFinished(parts, store, signal)) return await complete(parts, store, board, signal)
+      if (board.phase === 'standby') log.info({}, 'taken over')
+      board.phase = 'starting'
+      const under = AbortSignal.any([signal, lease.signal])
+      board.recall((await readRun(store, under)).applied)
+      const recorder = await runRecorder(store, log, under)
+      const common = { parts, store, trail, board, recorder, leases: own, ttl, epoch: lease.epoch }
+      const outcome = await runUnder(common, { stop, signal: under, watch }, () => (patient = running = true)).catch(
+        failed,
+      )
+      // Whoever asks later how it ended: while nobody else can have begun.
+      await keepRecord(common, AbortSignal.any([under, AbortSignal.timeout(farewellMs)]))
+      return outcome
+    }
+    try {
+      const outcome = await work().catch(failed)
+      if (outcome instanceof Failure && board.failure?.retrying === true) throw outcome
+      return outcome
     } finally {
       watch(board.status())
     }
@@ -117,6 +131,14 @@ async function isFinished(parts: Parts, store: StateStore, signal: AbortSignal):
   return true
 }
 
+/** Shows the copy that stands: its tables and rows. */
+async function complete(parts: Parts, store: StateStore, board: Board, signal: AbortSignal): Promise<'complete'> {
+  await using sink = await parts.sink(signal)
+  board.plan(await registeredTables(store, signal))
+  board.observe({ copies: await sink.copies(signal) })
+  return (board.phase = 'complete')
+}
+
 /** The wait ends with `asked`; the lease goes on until `signal`, so that what is in hand at a stop is finished under it. */
 async function standBy(
   leases: Leases,
@@ -140,7 +162,7 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   const tasks = taskGroup(log, {
     stop,
     signal,
-    onTrouble: (failure) => (board.failure = failure && { failure, retrying: true }),
+    onTrouble: (failure) => (board.failure = failure && { failure, retrying: true, at: Date.now() }),
   })
   // Setting up may be given up at any step, as every step may be repeated.
   const beginning = AbortSignal.any([stop, signal])
@@ -201,7 +223,7 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   await store.put('complete', completion, 0, signal)
   failpoint('full.between-complete-and-release')
   await isFinished(parts, store, signal)
-  return (board.phase = 'complete')
+  return await complete(parts, store, board, signal)
 }
 
 type Ended = 'complete' | 'stopped'

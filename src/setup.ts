@@ -1,4 +1,5 @@
 import { demandKnown } from './apply/known-log.ts'
+import { checkBegun, readBegun, writeBegun } from './begun.ts'
 import { readTail } from './capture/capture.ts'
 import { controlTopic, schemasTopic } from './change-log/topics.ts'
 import type { ChangeLog, Topic } from './change-log/change-log.ts'
@@ -29,8 +30,10 @@ export async function setUp(
 ): Promise<Setup> {
   const { config, filter } = parts
   // What was decided for a start that came to nothing is decided anew: its cause is what the operator has changed since.
-  const begun = (await store.get('begun', signal)) !== undefined
-  const sourceFindings = await source.check(filter, signal, begun ? undefined : config.startAt)
+  const record = await readBegun(store, signal)
+  const begun = record !== undefined
+  const startAt = begun ? record.startAt : config.startAt
+  const sourceFindings = await source.check(filter, signal, begun ? undefined : startAt)
   const found = await source.tables(filter, signal)
   const identity = await source.identity?.(signal)
   for (const { id, level, observed, needed } of sourceFindings)
@@ -40,7 +43,9 @@ export async function setUp(
   blockUnless([
     ...sourceFindings,
     ...logFindings,
-    ...(begun ? [] : await checkTarget(sink, found, config.mode, identity, signal)),
+    ...(begun
+      ? await checkBegun(config, record, { store, sink }, found, signal)
+      : await checkTarget(sink, found, config.mode, identity, signal)),
   ])
   if (found.length === 0) {
     throw new Failure('TABLE_MISSING', {
@@ -71,7 +76,7 @@ export async function setUp(
   const open = all.filter(({ schema }) => copies.get(tableName(schema.table))?.live !== true)
   const copying = config.mode !== 'incremental'
   const added = begun ? open.filter(({ schema }) => !copies.has(tableName(schema.table))) : []
-  if (copying && added.length > 0)
+  if (added.length > 0)
     blockUnless(
       (await sink.occupied?.(
         added.map(({ schema }) => schema),
@@ -90,9 +95,9 @@ export async function setUp(
     failpoint('setup.after-hold')
   }
   if (!begun) for (const table of open) await hold(table)
-  const { snapshot, start } = await keepChanges(source, schemas, config.startAt, signal)
+  const { snapshot, start } = await keepChanges(source, schemas, startAt, signal)
   failpoint('setup.between-retain-and-begun')
-  if (!begun) await store.put('begun', { tables: all.length }, 0, signal)
+  if (!begun) await writeBegun(store, { tables: all.length, startAt }, signal)
   failpoint('setup.after-begun')
   if (added.length > 0) {
     // No capture and no lane runs yet, so that nothing of them is applied, and what their topics hold is of a time before.

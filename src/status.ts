@@ -1,9 +1,10 @@
-import type { ErrorCode, Facts } from './errors.ts'
+import { codes, type ErrorCode, type Facts } from './errors.ts'
+import { withoutCauses } from './run-record.ts'
 import type { TableState } from './snapshot/table-state.ts'
 
 /** `standby`: another process runs the pipeline; this one takes over when that ends. */
 export type Phase = 'starting' | 'standby' | 'copying' | 'streaming' | 'stopping' | 'stopped' | 'complete' | 'failed'
-/** Lag that is not proved by a watermark is `unknown`, never ok. `idle`: caught up, and nothing happens at the source. */
+/** Lag that is not proved by a watermark is `unknown`, never ok. `idle`: caught up, and nothing happens at the source. A complete `full` copy is ok. */
 export type Verdict = 'ok' | 'behind' | 'idle' | 'unknown' | 'failed'
 export type TableStatus = {
   readonly name: string
@@ -29,7 +30,8 @@ export type Status = {
     readonly retainedBytes: bigint | null
     readonly safeWalBytes: bigint | null
   }
-  /** Newest watermark applied, and when it was committed at the source (ms since 1970). */
+  /** Newest watermark known to be applied, and when it was committed at the source (ms since 1970). Of a complete `full` copy: the state of the source
+   *  that it is. */
   readonly target: { readonly position: string | null; readonly watermarkAt: number | null }
   /** `seconds`: null unless `proved`. `records`, `bytes`: in the log and not yet applied. */
   readonly lag: {
@@ -46,7 +48,13 @@ export type Status = {
   /** Changes applied since this process started; absent when read from outside. */
   readonly totals?: { readonly applied: bigint }
 }
-type StatusError = { readonly code: ErrorCode; readonly facts: Facts; readonly retrying: boolean }
+/** `at`: ms since 1970. */
+type StatusError = {
+  readonly code: ErrorCode
+  readonly facts: Facts
+  readonly retrying: boolean
+  readonly at: number
+}
 
 /** The document of `status --json`; 64-bit numbers are strings, as JSON's readers lose digits. */
 export function statusJson(status: Status): unknown {
@@ -68,7 +76,13 @@ export function statusJson(status: Status): unknown {
       rows,
       bytes,
     })),
-    error: error && { code: error.code, ...error.facts, cause: undefined, retrying: error.retrying },
+    error: error && errorJson(error),
   }
   return JSON.parse(JSON.stringify(document, (_, value: unknown) => (typeof value === 'bigint' ? `${value}` : value)))
+}
+
+function errorJson({ code, facts, retrying, at }: StatusError): unknown {
+  // Each of a list has its own next step.
+  const next = facts.next ?? (facts.all === undefined ? codes[code].next : undefined)
+  return { code, ...withoutCauses(facts), next, retrying, at }
 }

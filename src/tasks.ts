@@ -20,6 +20,7 @@ import type { Parts } from './parts.ts'
 import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'
 import { complete } from './setup.ts'
 import { chunkLeases, copyRound, type CopyParts, type Outcome } from './snapshot/copy.ts'
+import type { RunRecorder } from './run-record.ts'
 import type { Status } from './status.ts'
 
 // Times in ms.
@@ -27,6 +28,8 @@ const heartbeatEvery = 1000
 /** Heartbeats between two looks for new tables. */
 const newTablesEvery = 60
 const sampleEvery = 500
+/** Samples between two looks whether there is news for whoever asks from outside. */
+const recordEvery = 20
 const maxWait = 500
 const roundBytes = 4 * 2 ** 20
 const batchBytes = 2 ** 20
@@ -37,6 +40,7 @@ export type Common = {
   readonly store: StateStore
   readonly trail: WatermarkTrail
   readonly board: Board
+  readonly recorder: RunRecorder
   readonly leases: Leases
   /** Milliseconds a lease lives without renewal. */
   readonly ttl: number
@@ -194,7 +198,9 @@ export async function heartbeatTask({ parts, store, board, tables, halt }: Run, 
       if (missed.length > 0)
         parts.log.warn(
           { tables: missed },
-          'new tables match tables.include and are not copied: start the pipeline again to take them in',
+          parts.config.mode === 'incremental'
+            ? 'new tables match tables.include and are not followed, and the next start will refuse them: name them under tables.exclude, or let mode hybrid copy them'
+            : 'new tables match tables.include and are not copied: start the pipeline again to take them in',
         )
     }
     await sleep(heartbeatEvery, undefined, { signal: halt })
@@ -228,8 +234,24 @@ export async function statusTask(run: Run, watch: (status: Status) => void, sign
       if (board.phase !== 'streaming' || round % 20 === 0) board.observe({ copies: await sink.copies(signal) })
     }
     watch(board.status())
+    if (round % recordEvery === 0) await keepRecord(run, signal)
     await sleep(sampleEvery, undefined, { signal: halt })
   }
+}
+
+/** For whoever asks from outside: what was proved, and what is tried again or has ended the run. */
+export async function keepRecord(
+  { board, recorder }: Pick<Common, 'board' | 'recorder'>,
+  signal: AbortSignal,
+): Promise<void> {
+  const { applied, failure } = board
+  const error = failure && {
+    code: failure.failure.code,
+    facts: failure.failure.facts,
+    retrying: failure.retrying,
+    at: failure.at,
+  }
+  await recorder.keep({ applied, error }, signal)
 }
 
 /** Partitions to lanes in turn, so that each table's are spread. */

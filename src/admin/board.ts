@@ -3,6 +3,7 @@ import type { Checkpoint, Offset, Position, TableSchema, CopyState } from '../mo
 import { partitionName, tableName } from '../model.ts'
 import type { Failure } from '../errors.ts'
 import { partitionsOf, type Registered } from '../registry.ts'
+import type { Applied } from '../run-record.ts'
 import { missingChunks, rowsLoaded } from '../snapshot/plan.ts'
 import { tableState } from '../snapshot/table-state.ts'
 import type { Phase, Status, TableStatus, Verdict } from '../status.ts'
@@ -23,8 +24,12 @@ export interface Board {
   plan(tables: readonly Registered[]): void
   copied(table: TableSchema, bytes: number, rows: number): void
   observe(observed: Observed): void
-  /** Replaced by the next, cleared by `undefined`. */
-  failure: { readonly failure: Failure; readonly retrying: boolean } | undefined
+  /** Replaced by the next, cleared by `undefined`. `at`: ms since 1970. */
+  failure: { readonly failure: Failure; readonly retrying: boolean; readonly at: number } | undefined
+  /** What an earlier run proved: shown until there is something newer, or checkpoints that are not as far. */
+  recall(applied: Applied | undefined): void
+  /** The newest watermark proved applied, for the next run. */
+  readonly applied: Applied | undefined
   status(): Status
 }
 
@@ -41,6 +46,17 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
   /** Records in the log, and applied, by time: nothing is counted on the way of the data. */
   const samples: Sample[] = []
   let began: Sample | undefined
+  let recalled: Applied | undefined
+  let proved: Position | undefined
+  const applied = (): Applied | undefined => {
+    if (seen.checkpoints === undefined) return undefined
+    const offsets = total(seen.checkpoints)
+    const proof = trail.applied(seen.checkpoints)
+    if (proof !== undefined && proof.position !== proved) recalled = { ...proof, offsets }
+    else if (recalled !== undefined && recalled.offsets > offsets) recalled = undefined
+    proved = proof?.position
+    return recalled
+  }
   const rates = (): { read: number; applied: number } | null => {
     if (began === undefined) return null
     const [oldest, newest] = [samples[0], samples.at(-1)]
@@ -48,7 +64,11 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
     if (oldest === undefined || newest === undefined || seconds <= 0) return { read: 0, applied: 0 }
     return { read: (newest.read - oldest.read) / seconds, applied: (newest.applied - oldest.applied) / seconds }
   }
-  const tableStatus = (tally: Tally, copies: ReadonlyMap<string, CopyState>, stopped: boolean): TableStatus => {
+  const tableStatus = (
+    tally: Tally,
+    copies: ReadonlyMap<string, CopyState>,
+    { stopped, complete }: { readonly stopped: boolean; readonly complete: boolean },
+  ): TableStatus => {
     const { schema, route, plan } = tally.table
     const name = tableName(schema.table)
     const copy = copies.get(name)
@@ -65,6 +85,7 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
       // A first copy has nothing to catch up with; later ones are told by the watermarks.
       stands:
         live ||
+        complete ||
         copy === undefined ||
         trail.stands(partitionsOf(route), seen.checkpoints ?? [], copy.snapshot) ||
         tally.rows > 0n,
@@ -98,6 +119,12 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
       tally.bytes += BigInt(bytes)
       tally.rows += BigInt(rows)
     },
+    recall(given) {
+      recalled = given
+    },
+    get applied() {
+      return seen.checkpoints === undefined ? recalled : applied()
+    },
     observe(observed) {
       seen = { ...seen, ...observed }
       if (observed.ends === undefined || observed.checkpoints === undefined) return
@@ -109,9 +136,11 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
     },
     status() {
       const proof = seen.checkpoints === undefined ? undefined : trail.applied(seen.checkpoints)
+      const complete = this.phase === 'complete'
+      const known = applied()
       const stopped = this.failure !== undefined && !this.failure.retrying
       const copies = new Map(seen.copies?.map((copy) => [tableName(copy.table), copy]))
-      const tables = [...tallies.values()].map((tally) => tableStatus(tally, copies, stopped))
+      const tables = [...tallies.values()].map((tally) => tableStatus(tally, copies, { stopped, complete }))
       const live = tables.length > 0 && tables.every(({ state }) => state === 'live')
       const proved = proof !== undefined && proof.committedAt > 0 && live
       const seconds = proved ? Math.max(0, (now() - proof.committedAt) / 1000) : null
@@ -124,19 +153,26 @@ export function statusBoard(pipeline: string, trail: WatermarkTrail, now: () => 
       return {
         pipeline,
         phase: this.phase,
-        verdict: verdict(stopped, seconds, pace?.read ?? 0),
+        verdict: complete && !stopped ? 'ok' : verdict(stopped, seconds, pace?.read ?? 0),
         source: {
           position: seen.health?.position ?? null,
           slot: seen.health?.slot ?? null,
           retainedBytes: bytesOf(seen.health?.retainedBytes),
           safeWalBytes: bytesOf(seen.health?.safeBytes),
         },
-        target: { position: proof?.position ?? null, watermarkAt: proof?.committedAt ?? null },
+        target: complete
+          ? { position: seen.copies?.[0]?.snapshot ?? null, watermarkAt: null }
+          : { position: known?.position ?? null, watermarkAt: known?.committedAt ?? null },
         lag: { seconds, proved, bytes: null, records: records === undefined ? null : BigInt(records) },
         rates: pace,
         tables,
         error: this.failure
-          ? { code: this.failure.failure.code, facts: this.failure.failure.facts, retrying: this.failure.retrying }
+          ? {
+              code: this.failure.failure.code,
+              facts: this.failure.failure.facts,
+              retrying: this.failure.retrying,
+              at: this.failure.at,
+            }
           : null,
         ...(seen.applied === undefined ? {} : { totals: { applied: BigInt(seen.applied) } }),
       }

@@ -10,7 +10,8 @@ import type { Connectors } from '../parts.ts'
 import { statusJson, type Status } from '../status.ts'
 import { configTemplate, nameFrom } from './init.ts'
 import { live, type Screen } from './live.ts'
-import { countFindings, failureJson, plain, renderFailure, renderFindings, type Paint } from './report.ts'
+import { copiedText } from './progress.ts'
+import { countFindings, failureJson, renderFailure, renderFindings, type Paint } from './report.ts'
 import { renderStatus } from './status.ts'
 
 /** What a command needs of the world; `main.ts` gives the real one. */
@@ -204,17 +205,18 @@ async function run(call: Call): Promise<number> {
   const screen = { ...sizeOf(host.out), write: (text: string) => host.out.write(call.mask(text)) }
   const view = live(screen, host.out.paint, { json })
   let outcome: 'complete' | 'stopped'
+  let last: Status | undefined
   try {
     outcome = await host.pipeline.run(config, host.connectors, log, {
       stop: host.stop,
       signal: call.signal,
-      watch: (status) => view.show(status),
+      watch: (status) => view.show((last = status)),
     })
   } finally {
     view.end()
   }
   if (json) host.out.write(`${JSON.stringify({ v: 1, pipeline: config.name, outcome })}\n`)
-  else host.out.write(`${farewell(config.name, outcome, host.out.paint)}\n`)
+  else host.out.write(`${farewell(config.name, outcome, last, host.out.paint)}\n`)
   return 0
 }
 
@@ -231,9 +233,9 @@ function sizeOf(screen: Screen): Omit<Screen, 'write'> {
   }
 }
 
-function farewell(name: string, outcome: 'complete' | 'stopped', paint: Paint = plain): string {
+function farewell(name: string, outcome: 'complete' | 'stopped', last: Status | undefined, paint: Paint): string {
   return outcome === 'complete'
-    ? `${paint('green', '✓')} ${name} is complete: everything copied is consistent.`
+    ? `${paint('green', '✓')} ${name} is complete: ${copiedText(last?.tables ?? [])}.`
     : `${paint('green', '✓')} ${name} stopped cleanly. crossfade run carries on from here.`
 }
 

@@ -119,6 +119,12 @@ function lagText({ lag, target }: Status, now: number): string {
   return `lag unknown, proved up to ${formatClock(Math.max(0, (now - target.watermarkAt) / 1000))} ago`
 }
 
+/** What a complete `full` copy holds. */
+export function copiedText(tables: readonly TableStatus[]): string {
+  const rows = tables.reduce((sum, table) => sum + table.rows, 0n)
+  return `${tables.length} table${tables.length === 1 ? '' : 's'}, ${formatCount(rows)} row${rows === 1n ? '' : 's'}: one exact state of the source`
+}
+
 /** The live view of a run: at most `height` lines of at most `width`. */
 export function renderFrame(
   status: Status,
@@ -128,16 +134,18 @@ export function renderFrame(
 ): readonly string[] {
   // Before anything streams there is no lag to speak of.
   const early = status.phase === 'starting' || status.phase === 'standby' || status.phase === 'copying'
-  const verdict = early ? [] : [renderVerdict(status, paint), lagText(status, now)]
+  const complete = status.phase === 'complete'
+  const verdict = early ? [] : [renderVerdict(status, paint), ...(complete ? [] : [lagText(status, now)])]
   const lines = [[paint('bold', status.pipeline), status.phase, ...verdict, formatClock(seen.elapsed)].join('  ')]
   const copy = copyProgress(status.tables)
-  if (copy.tables > 0 && copy.share < 1) {
+  if (complete) lines.push(shorten(`  ${copiedText(status.tables)}`, width))
+  else if (copy.tables > 0 && copy.share < 1) {
     lines.push(bar(copy.share, width, paint, leftText(seen)))
     lines.push(
       `  ${copy.tablesDone} of ${copy.tables} tables  ${copy.chunksDone} of ${copy.chunks} chunks  ${formatShort(copy.rows)} of ~${formatShort(copy.rowsInAll)} rows  ${formatShort(Math.round(seen.rowsPerSecond))} rows/s`,
     )
   }
-  lines.push(changesLine(status, width))
+  if (!complete) lines.push(changesLine(status, width))
   if (status.phase === 'stopping')
     lines.push(shorten('  what is in hand is finished first; Ctrl-C once more to stop at once', width))
   const { error } = status
@@ -209,6 +217,7 @@ export function renderTables(
 
 /** One line for logs and pipes. */
 export function renderLine(status: Status, seen: Pace, now: number): string {
+  if (status.phase === 'complete') return `${status.pipeline} complete | ${copiedText(status.tables)}`
   const copy = copyProgress(status.tables)
   const parts = [`${status.pipeline} ${status.phase}`]
   if (copy.tables > 0 && copy.share < 1) {

@@ -16,8 +16,7 @@ export function paintFor(stream: NodeJS.WritableStream): Paint {
 export const glyphs = { good: '●', idle: '◌', busy: '◐', warning: '▲', bad: '✗', unknown: '?', rest: '‖' } as const
 
 /** An error in its one layout: code, object, observed and needed, effect, next step. Ends with a line feed. */
-export function renderFailure(failure: Failure, width: number, paint: Paint): string {
-  const { code, facts } = failure
+export function renderFailure({ code, facts }: Pick<Failure, 'code' | 'facts'>, width: number, paint: Paint): string {
   const { meaning } = codes[code]
   const lines = [`${paint('red', glyphs.bad)} ${paint(['bold', 'red'], code)}  ${meaning}`]
   lines.push(...factLines(code, facts, width, paint))

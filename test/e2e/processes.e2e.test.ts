@@ -157,7 +157,13 @@ type StatusDocument = {
   }
   readonly lag: { readonly seconds: number | null; readonly proved: boolean }
   readonly tables: readonly { readonly name: string; readonly state: string; readonly rows: string }[]
-  readonly error: { readonly code: string } | null
+  readonly target: { readonly position: string | null }
+  readonly error: {
+    readonly code: string
+    readonly object?: string
+    readonly next?: string
+    readonly at: number
+  } | null
 }
 
 describe('the status of a pipeline', needs('pg'), () => {
@@ -205,11 +211,34 @@ describe('the status of a pipeline', needs('pg'), () => {
     const text = await pipeline.command(['status'])
     assert.match(text.stdout, /stopped {2}\? unknown/)
     assert.match(text.stdout, /unknown: nothing proves it/)
+    assert.match(stopped.target.position ?? '', /^[0-9a-f]{16}$/)
+    assert.match(text.stdout, new RegExp(`target +at ${stopped.target.position}, committed .* ago`))
 
     await sql(pipeline.source, `select pg_drop_replication_slot('crossfade_${pipeline.name}')`)
     const lost = await ask()
     assert.deepEqual([lost.verdict, lost.error?.code], ['failed', 'SLOT_LOST'])
+    const began = Date.now()
+    assertRefusal(await pipeline.refused(), 'SLOT_LOST', 1)
+    const failed = await ask()
+    assert.deepEqual([failed.phase, failed.verdict, failed.error?.code], ['failed', 'failed', 'SLOT_LOST'])
+    assert.equal(failed.error?.object, `slot crossfade_${pipeline.name}`)
+    assert.ok((failed.error?.next ?? '') !== '' && (failed.error?.at ?? 0) >= began)
+    assert.equal(failed.target.position, stopped.target.position)
     await sql(pipeline.source, `drop publication crossfade_${pipeline.name}`)
     assert.deepEqual(await leftAtSource(pipeline), [])
+  })
+  it('of a full copy that is complete says so, with tables and rows, as the last line of its run does', async () => {
+    await using pipeline = await prepared(1000, { mode: 'full' })
+    const what = '1 table, 1,000 rows: one exact state of the source'
+    for (const run of ['first', 'again']) {
+      const { code, stdout } = await pipeline.command(['run'])
+      assert.equal(code, 0, stdout)
+      const [line = '', last = ''] = stdout.trimEnd().split('\n').slice(-2)
+      assert.match(line, new RegExp(` ${pipeline.name} complete \\| ${what}$`), run)
+      assert.match(last, new RegExp(` ${pipeline.name} is complete: ${what}\\.$`), run)
+    }
+    const { stdout } = await pipeline.command(['status'])
+    assert.match(stdout, new RegExp(`complete {2}● ok\n +copied +${what}\n +source +keeps nothing for us any more\n`))
+    assert.match(stdout, /public\.thing +copied +1\/1 +1,000\n/)
   })
 })

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import { uniqueName } from '../support/kills.ts'
 import { sql } from '../support/postgres.ts'
-import { blocker, createThings, scene, type Scene } from '../support/scene.ts'
+import { blocker, configure, createThings, scene, type Scene } from '../support/scene.ts'
 import { needs, postgres } from '../support/servers.ts'
 import { until, type Worker } from '../support/worker.ts'
 
@@ -90,6 +90,34 @@ describe('incremental from a slot that was made by hand', { ...needs('pg'), conc
     await using pipeline = await beginAt(both, made)
     const worker = pipeline.run()
     await untilFollowed(pipeline, worker)
+    assert.equal((await worker.stop()).code, 0)
+  })
+
+  it('keeps to the startAt it began with: another one is refused, none is needed any more', async () => {
+    const both = await databases()
+    await sql(both.source, `create publication crossfade_${both.name} for table only thing`)
+    await makeSlot(both)
+    await sql(both.source, `insert into thing values (-1, 'before startAt, and not at the target')`)
+    const startAt = await endOfLog(both.source)
+    await sql(both.source, `insert into thing values (5001, 'new'); delete from thing where id = 11`)
+    await using pipeline = await beginAt(both, startAt)
+    // Before anything but the record says where it began.
+    const killed = await pipeline.command(['run'], { CROSSFADE_FAILPOINT: 'setup.after-begun' })
+    assert.equal(killed.signal, 'SIGKILL', killed.stdout + killed.stderr)
+
+    const choice = { include: ['public.*'], mode: 'incremental' } as const
+    const now = await endOfLog(both.source)
+    await configure(pipeline, { ...choice, more: `startAt: "${now}"` })
+    const told = blocker(await pipeline.refused(), 'startAt')
+    assert.match(told.observed ?? '', new RegExp(`^startAt: ${now}, but this pipeline has begun at ${startAt} `))
+    const check = await pipeline.command(['check'])
+    assert.equal(check.code, 1, check.stdout)
+    assert.match(check.stdout, /Take startAt out of the file/)
+
+    await configure(pipeline, choice)
+    const worker = pipeline.run()
+    await untilFollowed(pipeline, worker)
+    assert.deepEqual(await sql(both.target, 'select * from thing where id = -1'), [])
     assert.equal((await worker.stop()).code, 0)
   })
 

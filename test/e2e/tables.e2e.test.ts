@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import { sql } from '../support/postgres.ts'
-import { assertRefusal, configure, createThings, scene, untilEqual, type Scene } from '../support/scene.ts'
+import { assertRefusal, blocker, configure, createThings, scene, untilEqual, type Scene } from '../support/scene.ts'
 import { needs, postgres } from '../support/servers.ts'
 import { connected } from '../support/shop.ts'
 import { until } from '../support/worker.ts'
@@ -111,5 +111,60 @@ describe('tables of a live pipeline', { ...needs('pg'), concurrency: 2 }, () => 
     )
     await untilEqual(pipeline, third, 40, ['thing', 'other'])
     assert.equal((await third.stop()).code, 0)
+  })
+
+  it('in mode incremental are refused when they were not followed, before anything is written; mode hybrid copies them', async () => {
+    await using pipeline = await prepared()
+    const { source, target, name } = pipeline
+    const other = `create table other (id int primary key, name text); insert into other select i, 'other' from generate_series(1, 300) i`
+    await sql(source, other)
+    await createThings(target)
+    await sql(target, other)
+    const both = { include: ['public.thing', 'public.other'], mode: 'incremental' } as const
+    await configure(pipeline, both)
+    const first = pipeline.run()
+    await until(async () => (/ streaming /.test(first.output()) ? [] : ['not yet']), { seconds: 80, worker: first })
+    await sql(source, `insert into thing values (5001, 'both'); insert into other values (5001, 'both')`)
+    await untilEqual(pipeline, first, 80, ['thing', 'other'])
+    assert.equal((await first.stop()).code, 0)
+    await configure(pipeline, { ...both, exclude: ['public.other'] })
+    const second = pipeline.run()
+    await sql(
+      source,
+      `insert into thing values (5002, 'thing'); insert into other values (5002, 'while it was left out')`,
+    )
+    await untilEqual(pipeline, second)
+    assert.equal((await second.stop()).code, 0)
+
+    await configure(pipeline, both)
+    const state = async (): Promise<unknown> => [
+      await published(pipeline),
+      await sql(target, 'select * from crossfade.copy where pipeline = $1 order by 1, 2, 3', [name]),
+      await sql(
+        target,
+        `select key, revision from crossfade.state where pipeline = $1 and key <> 'run' and key not like 'lease/%' order by 1`,
+        [name],
+      ),
+    ]
+    const before = await state()
+    const check = await pipeline.command(['check'])
+    assert.equal(check.code, 1, check.stdout)
+    assert.match(check.stdout, /tables\.added +public\.other is not followed so far/)
+    const told = blocker(await pipeline.refused(), 'tables.added')
+    assert.match(told.next ?? '', /^mode: hybrid/)
+    assert.deepEqual(await state(), before)
+
+    await configure(pipeline, { ...both, mode: 'hybrid' })
+    assert.match(blocker(await pipeline.refused(), 'target.empty').next ?? '', /TRUNCATE/)
+    await sql(target, 'truncate other')
+    const third = pipeline.run()
+    await sql(source, `update other set name = 'later' where id < 20; delete from thing where id < 20`)
+    await untilEqual(pipeline, third, 80, ['thing', 'other'])
+    assert.equal((await third.stop()).code, 0)
+    await configure(pipeline, both)
+    const fourth = pipeline.run()
+    await sql(source, `delete from other where id > 250; insert into thing values (5003, 'last')`)
+    await untilEqual(pipeline, fourth, 80, ['thing', 'other'])
+    assert.equal((await fourth.stop()).code, 0)
   })
 })

@@ -103,7 +103,8 @@ function world() {
     },
     status: async (mode: Mode) =>
       await readStatus(config(mode), async () => connector, silent, AbortSignal.timeout(5000)),
-    check: async () => await checkPipeline(config('hybrid'), async () => connector, silent, AbortSignal.timeout(5000)),
+    check: async (mode: Mode = 'hybrid', exclude: readonly string[] = []) =>
+      await checkPipeline(config(mode, exclude), async () => connector, silent, AbortSignal.timeout(5000)),
     run: (mode: Mode, exclude: readonly string[] = []) => {
       const stop = new AbortController()
       const statuses: Status[] = []
@@ -151,7 +152,18 @@ test('a full pipeline ends complete on one exact state of the source, and leaves
     database.open().changes('' as never, AbortSignal.timeout(1000)),
     (error) => asFailure(error).code === 'SLOT_LOST',
   )
-  assert.equal((await status('full')).phase, 'complete')
+  const rows = (contents('target') as readonly unknown[][]).map(({ length }) => BigInt(length))
+  for (const { phase, verdict, tables, target } of [statuses.at(-1), await status('full')].flatMap(
+    (one) => one ?? [],
+  )) {
+    assert.deepEqual([phase, verdict], ['complete', 'ok'])
+    assert.deepEqual(
+      tables.map(({ state, chunks, chunksDone }) => [state, chunks - chunksDone]),
+      tables.map(() => ['copied', 0]),
+    )
+    assert.deepEqual(new Set(tables.map(({ rows }) => rows)), new Set(rows))
+    assert.match(target.position ?? '', /./)
+  }
 })
 
 test('a full pipeline that is complete does nothing when it is run again', async () => {
@@ -162,6 +174,10 @@ test('a full pipeline that is complete does nothing when it is run again', async
   const again = run('full')
   assert.equal(await again.ended, 'complete')
   assert.equal(again.statuses.at(-1)?.phase, 'complete')
+  assert.equal(
+    again.statuses.at(-1)?.tables.reduce((sum, { rows }) => sum + rows, 0n),
+    37n,
+  )
   assert.deepEqual(contents('target'), copied)
   assert.equal(calls.retain, 1)
 })
@@ -305,6 +321,48 @@ test('an incremental pipeline copies nothing, and applies what changes from its 
   assert.equal(await stop(), 'stopped')
 })
 
+test('an incremental pipeline refuses a table that it did not follow, before it writes anything; hybrid copies it', async () => {
+  const { run, check, contents, database, sink, store, equal, calls } = world()
+  const begin = run('incremental')
+  await begin.phase('streaming')
+  await begin.stop()
+  const out = run('incremental', ['*.orders'])
+  await out.phase('streaming')
+  await out.stop()
+  database.commit({ kind: 'insert', table: orders, row: ['900', 'while it was left out', null, null] })
+
+  const signal = AbortSignal.timeout(5000)
+  const written = async (): Promise<unknown> => {
+    const state = (await store.list('', signal)).filter(({ key }) => key !== 'run' && !key.startsWith('lease/'))
+    return [state, await sink.copies(signal), calls.retain]
+  }
+  const before = await written()
+  await assert.rejects(run('incremental').ended, (error) => {
+    const { code, facts } = asFailure(error)
+    assert.equal(code, 'CHECK_FAILED')
+    const [told] = facts.all ?? []
+    assert.equal(told?.object, 'tables.added')
+    assert.match(told?.observed ?? '', /^public\.orders is not followed so far/)
+    assert.match(told?.next ?? '', /mode: hybrid/)
+    return true
+  })
+  assert.deepEqual(await written(), before)
+  const blockers = async (mode: Mode, exclude: readonly string[] = []): Promise<readonly string[]> =>
+    (await check(mode, exclude)).filter(({ level }) => level === 'blocker').map(({ id }) => id)
+  assert.deepEqual(await blockers('incremental'), ['tables.added'])
+  assert.deepEqual(await blockers('incremental', ['*.orders']), [])
+
+  database.commit({ kind: 'truncate', tables: [items] }) // the target never had its rows
+  const copied = run('hybrid')
+  await copied.phase('streaming')
+  await equal()
+  assert.ok(JSON.stringify(contents('target')).includes('while it was left out'))
+  await copied.stop()
+  const again = run('incremental')
+  await again.phase('streaming')
+  await again.stop()
+})
+
 test('a stop while it is set up ends it at once, and the next run begins', async () => {
   const { run, hooks, equal } = world()
   const entered = Promise.withResolvers<void>()
@@ -373,6 +431,47 @@ test('a failure that no retry can help ends every task, and is the one that is t
   assert.equal(last?.verdict, 'failed')
   assert.deepEqual(last?.error && [last.error.code, last.error.retrying], ['TARGET_DRIFTED', false])
   assert.ok(last?.tables.every(({ state }) => state === 'stopped'))
+})
+
+test('whoever asks later is told how the last run ended, and how far the target is known to be', async () => {
+  const { run, database, sink, status, equal, hooks } = world()
+  const first = run('hybrid')
+  await first.phase('streaming')
+  await equal()
+  assert.ok(await until(() => first.statuses.at(-1)?.lag.proved === true, 5000))
+  assert.equal(await first.stop(), 'stopped')
+  const stopped = await status('hybrid')
+  assert.deepEqual([stopped.phase, stopped.verdict, stopped.error], ['stopped', 'unknown', null])
+  assert.deepEqual(stopped.target, first.statuses.at(-1)?.target)
+  assert.ok(stopped.target.position !== null && stopped.target.watermarkAt !== null)
+  assert.deepEqual([stopped.lag.seconds, stopped.lag.proved], [null, false], 'what was proved then is no lag now')
+
+  const second = run('hybrid')
+  await second.phase('streaming')
+  const cause = Object.assign(new Error('driver'), { detail: 'Key (id)=(secret row)' })
+  sink.inject('apply', { kind: 'reject', error: new Failure('TARGET_DRIFTED', { object: 'public.orders', cause }) })
+  database.commit({ kind: 'insert', table: orders, row: ['900', 'new', null, null] })
+  const began = Date.now()
+  await assert.rejects(second.ended)
+  for (const { phase, verdict, error, target } of [await status('hybrid'), await status('hybrid')]) {
+    assert.deepEqual([phase, verdict, error?.code, error?.retrying], ['failed', 'failed', 'TARGET_DRIFTED', false])
+    assert.deepEqual(error?.facts, { object: 'public.orders' }, 'and no values of rows')
+    assert.ok(error !== null && error.at >= began && error.at <= Date.now())
+    assert.ok(target.position !== null)
+  }
+  hooks.tables = () => {
+    throw new Failure('KEY_MISSING', { object: 'public.more' })
+  }
+  await assert.rejects(run('hybrid').ended)
+  const again = await status('hybrid')
+  assert.deepEqual([again.error?.code, again.error?.facts], ['KEY_MISSING', { object: 'public.more' }])
+  assert.ok(again.target.position !== null, 'what was proved before stays known')
+  delete hooks.tables
+  const third = run('hybrid')
+  await third.phase('streaming')
+  await equal()
+  await third.stop()
+  assert.deepEqual([(await status('hybrid')).error, (await status('hybrid')).phase], [null, 'stopped'])
 })
 
 test('a lease that is lost is regained, and the next capture goes on', async () => {

@@ -89,13 +89,19 @@ export async function configure(
   {
     include,
     exclude = [],
+    mode = 'hybrid',
     more = '',
-  }: { readonly include: readonly string[]; readonly exclude?: readonly string[]; readonly more?: string },
+  }: {
+    readonly include: readonly string[]
+    readonly exclude?: readonly string[]
+    readonly mode?: 'full' | 'incremental' | 'hybrid'
+    readonly more?: string
+  },
 ): Promise<void> {
   await writeFile(
     join(work.dir, 'crossfade.yaml'),
     `name: ${name}
-mode: hybrid
+mode: ${mode}
 source: { type: postgres, url: "\${env:SOURCE_URL}" }
 target: { type: postgres, url: "\${env:TARGET_URL}" }
 tables: ${JSON.stringify({ include, exclude })}

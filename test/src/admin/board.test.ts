@@ -110,11 +110,30 @@ test('rows are those of all chunks that are in, whoever copied them, and of a li
 
 test('an error that ended the run is shown as failed, one that is tried again is not', () => {
   const { board } = scene()
-  board.failure = { failure: new Failure('SERVER_UNREACHABLE', { object: 'target' }), retrying: true }
+  board.failure = { failure: new Failure('SERVER_UNREACHABLE', { object: 'target' }), retrying: true, at: 90_000 }
   assert.deepEqual([board.status().verdict, board.status().error?.retrying], ['unknown', true])
-  board.failure = { failure: new Failure('TARGET_DRIFTED'), retrying: false }
+  board.failure = { failure: new Failure('TARGET_DRIFTED'), retrying: false, at: 95_000 }
   assert.equal(board.status().verdict, 'failed')
   assert.equal(board.status().tables[0]?.state, 'stopped')
+})
+
+test('what an earlier run proved is shown until checkpoints that are not as far, or until there is something newer', () => {
+  const { board, observe, watermark } = scene()
+  const shown = (): unknown => board.status().target.position
+  const applied = { position: positionOf(5), committedAt: 7, offsets: 10 }
+  board.recall(applied)
+  assert.equal(shown(), null, 'nobody has looked at the target')
+  assert.deepEqual(board.applied, applied)
+  observe(12, 10)
+  assert.equal(shown(), positionOf(5))
+  watermark(6, 11)
+  assert.equal(shown(), positionOf(5))
+  observe(12, 11)
+  assert.equal(shown(), positionOf(6))
+  assert.deepEqual(board.applied, { position: positionOf(6), committedAt: 100_000, offsets: 11 })
+  observe(12, 9)
+  assert.equal(shown(), null, 'the target was restored')
+  assert.equal(board.applied, undefined)
 })
 
 test('records that wait and rates are told from both ends of the log', () => {

@@ -143,7 +143,7 @@ describe('run', () => {
   it('shows no secret, whoever says it', async () => {
     const run: Host['pipeline']['run'] = async (_config, _connectors, log, { watch }) => {
       const facts = { object: 'store://ana:s3cret!@one', observed: 'password s3cret! was refused' }
-      watch(statusOf({ error: { code: 'NO_RIGHTS', facts, retrying: true } }))
+      watch(statusOf({ error: { code: 'NO_RIGHTS', facts, retrying: true, at: 0 } }))
       log.info({}, 's3cret!')
       throw new Failure('NO_RIGHTS', facts)
     }

@@ -55,9 +55,55 @@ describe('a frame', () => {
 
   it('says what is tried again, on one line', () => {
     const facts = { object: '127.0.0.1:5432', observed: 'connection\nrefused \u001b[31m' }
-    const error = { code: 'SERVER_UNREACHABLE', facts, retrying: true } as const
+    const error = { code: 'SERVER_UNREACHABLE', facts, retrying: true, at: 0 } as const
     const lines = renderFrame(statusOf({ error }), seen, at(80), plain)
     assert.equal(lines[2], '▲ SERVER_UNREACHABLE  127.0.0.1:5432: co…ection refused \\u001b[31m; trying again')
+  })
+
+  it('of a copy that is complete says so, with tables and rows, and nothing of lag', () => {
+    const tables = copying.tables.slice(0, 2).map((table) => ({ ...table, chunksDone: table.chunks, name: 'public.a' }))
+    const complete = statusOf({
+      phase: 'complete',
+      tables,
+      lag: { seconds: null, proved: false, bytes: null, records: 5n },
+      source: { position: null, slot: null, retainedBytes: null, safeWalBytes: null },
+      target: { position: '00000000016b3740', watermarkAt: null },
+    })
+    const what = '2 tables, 460,000 rows: one exact state of the source'
+    assert.equal(renderLine(complete, seen, 0), `shop complete | ${what}`)
+    const [title, line, header] = renderFrame(complete, seen, at(80), plain)
+    assert.deepEqual([title, line], ['shop  complete  ● ok  0:00', `  ${what}`])
+    assert.match(header ?? '', /TABLE/)
+    assert.deepEqual(renderStatus(complete, 80, plain, 0).split('\n').slice(0, 4), [
+      'shop  complete  ● ok',
+      `  copied   ${what}`,
+      '  source   keeps nothing for us any more',
+      '  target   at 00000000016b3740',
+    ])
+  })
+
+  it('of a run that ended with an error tells it whole: what, where, when, and what to do', () => {
+    const error = {
+      code: 'CHECK_FAILED',
+      facts: {
+        observed: '1 of 9 findings',
+        all: [{ object: 'source.slots', observed: 'none free', next: 'drop one' }],
+      },
+      retrying: false,
+      at: Date.UTC(2026, 0, 2, 3, 4, 5),
+    } as const
+    const text = renderStatus(statusOf({ phase: 'failed', error }), 80, plain, error.at + 60_000 * 5)
+    for (const part of [
+      /CHECK_FAILED {2}The preflight/,
+      /source\.slots\n.*none free\n.*drop one/,
+      /2026-01-02T03:04:05Z, 5 min ago/,
+    ])
+      assert.match(text, part)
+    const single = { ...error, code: 'TARGET_DRIFTED', facts: { object: 'public.orders' } } as const
+    assert.match(
+      renderStatus(statusOf({ error: single }), 80, plain),
+      /object +public\.orders\n +next +Someone else writes/,
+    )
   })
 
   it('fits any terminal', () => {
@@ -166,7 +212,9 @@ describe('a live view', () => {
 
 it('status --json is the documented document, with large numbers as strings', () => {
   assert.deepEqual(
-    statusJson(statusOf({ error: { code: 'BUG', facts: { observed: 'x', cause: new Error('y') }, retrying: false } })),
+    statusJson(
+      statusOf({ error: { code: 'BUG', facts: { observed: 'x', cause: new Error('y') }, retrying: false, at: 5 } }),
+    ),
     {
       v: 1,
       pipeline: 'shop',
@@ -185,7 +233,13 @@ it('status --json is the documented document, with large numbers as strings', ()
         { name: 'public.orders', state: 'live', chunksDone: 45, chunks: 45, rows: '4500000', bytes: '1' },
         { name: 'public.empty', state: 'live', chunksDone: 1, chunks: 1, rows: '0', bytes: '0' },
       ],
-      error: { code: 'BUG', observed: 'x', retrying: false },
+      error: {
+        code: 'BUG',
+        observed: 'x',
+        next: 'Please report this with the text above',
+        retrying: false,
+        at: 5,
+      },
     },
   )
 })
