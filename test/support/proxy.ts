@@ -95,8 +95,8 @@ export async function startProxy(
       if (fate === 'lose') return
       const isLost = direction === toClient && loseEvery > 0 && !pair.spared && ++answers % loseEvery === 0
       if (fate === 'cut' || isLost) {
-        from.resetAndDestroy()
-        return void to.resetAndDestroy()
+        reset(from)
+        return reset(to)
       }
       inTurn(() => {
         if (to.destroyed || to.write(data)) return
@@ -107,7 +107,7 @@ export async function startProxy(
       })
     })
     from.once('end', () => inTurn(() => deaf || (direction.dropping && !pair.spared) || to.end()))
-    from.once('error', () => to.resetAndDestroy())
+    from.once('error', () => reset(to))
     from.once('close', () => inTurn(() => to.destroy()))
   }
 
@@ -120,8 +120,8 @@ export async function startProxy(
   function cut(): void {
     for (const { client, target, spared } of pairs) {
       if (spared) continue
-      client.resetAndDestroy()
-      target.resetAndDestroy()
+      reset(client)
+      reset(target)
     }
   }
 
@@ -178,4 +178,10 @@ export async function startProxy(
     [Symbol.asyncDispose]: () => proxy.close(),
   }
   return proxy
+}
+
+/** libuv refuses to reset what is being shut down; Node then never closes that handle, and turns for ever when the process ends. */
+function reset(socket: Socket): void {
+  if (socket.writableEnded) socket.destroy()
+  else socket.resetAndDestroy()
 }

@@ -1,4 +1,3 @@
-import { tmpdir } from 'node:os'
 import { run } from 'node:test'
 import type { TestEvent } from 'node:test/reporters'
 import { inspect } from 'node:util'
@@ -123,11 +122,7 @@ export async function runFile(file: string, limits: FileLimits, env: NodeJS.Proc
     isolation: 'process',
     timeout: limits.testMs,
     signal: abort.signal,
-    // A process that lives on tells why to `kill -USR2`: a report of its stack and handles.
-    env: {
-      ...env,
-      NODE_OPTIONS: `${env['NODE_OPTIONS'] ?? ''} --report-on-signal --report-directory=${tmpdir()}`.trim(),
-    },
+    env,
     ...(limits.names.length > 0 ? { testNamePatterns: limits.names.map((name) => new RegExp(name)) } : {}),
   })
   for await (const event of stream) take(event)
