@@ -116,7 +116,7 @@ export async function stages({ source, target, kafka }: Servers, backlog: Backlo
     await sql(url, itemTable)
     const sink = await openSink(parse({ url }), { pipeline: name, dir: '/nowhere', log: silent }, never)
     await sink.prepare([schema], 'before', undefined, never)
-    await sink.setCopy({ table: schema.table, partitions: all, snapshot: '' as Position, live: true }, 1, never)
+    await sink.setCopies([{ table: schema.table, partitions: all, snapshot: '' as Position, live: true }], 1, never)
     const lane = await sink.lane(never)
     return {
       url,

@@ -135,9 +135,9 @@ export interface Sink extends AsyncDisposable {
     ddl: Ddl | undefined,
     signal: AbortSignal,
   ): Promise<void>
-  /** Holds, moves on or releases a table's partitions, and creates missing checkpoints. Once it resolves no lane commits past the hold and no chunk
-   *  of another snapshot. Refused if a higher epoch wrote it. `start`: where missing checkpoints begin, if not before everything. */
-  setCopy(copy: TableCopy, epoch: Epoch, signal: AbortSignal, start?: Start): Promise<void>
+  /** Holds, moves on or releases the partitions of these tables, all or none, and creates missing checkpoints. Once it resolves no lane commits past
+   *  a hold and no chunk of another snapshot. Refused if a higher epoch wrote one. `start`: where missing checkpoints begin, if not before everything. */
+  setCopies(copies: readonly TableCopy[], epoch: Epoch, signal: AbortSignal, start?: Start): Promise<void>
   /** Forgets a table's copy, chunks and checkpoints; its rows stay as they are. No truncate touches it, and no barrier waits for it, any more. */
   leave(table: TableId, signal: AbortSignal): Promise<void>
   copies(signal: AbortSignal): Promise<readonly CopyState[]>

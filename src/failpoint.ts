@@ -25,7 +25,6 @@ export type Failpoint =
   | 'setup.between-retain-and-begun'
   | 'setup.after-begun'
   // A round of copying.
-  | 'copy.between-holds'
   | 'copy.between-hold-and-snapshot'
   | 'copy.between-snapshot-and-hold'
   | 'copy.before-chunk'
@@ -39,7 +38,7 @@ export type Failpoint =
   | 'schema.after-rest'
   | 'copy.between-schema-and-counters'
   | 'copy.before-live'
-  | 'copy.between-live'
+  | 'copy.after-live'
   | 'capture.before-opening'
   | 'capture.in-opening'
   | 'capture.before-append'

@@ -34,7 +34,7 @@ export type Checkpoint = Offset & {
   readonly mark: Mark
   readonly captureEpoch: Epoch
   readonly claim: string
-  /** Set by `Sink.setCopy`, never by a lane: changes after `hold` wait ('': all, absent: none); those up to `loose` may miss their row. */
+  /** Set by `Sink.setCopies`, never by a lane: changes after `hold` wait ('': all, absent: none); those up to `loose` may miss their row. */
   readonly hold?: Position
   readonly loose: Position
 }

@@ -89,12 +89,14 @@ export async function setUp(
   const versionsOf = Map.groupBy(versions, ({ table }) => tableName(table))
   const settled = schemas.filter(({ table }) => (versionsOf.get(tableName(table))?.length ?? 0) <= 1)
   blockUnless(await sink.check(settled, signal))
-  const hold = async ({ schema, route }: Registered, start?: Start): Promise<void> => {
-    const copy = { table: schema.table, partitions: partitionsOf(route), snapshot: origin, live: !copying }
-    await sink.setCopy(copy, 0, signal, start)
+  const hold = async (held: readonly Registered[], start?: Start): Promise<void> => {
+    const copies = held.map(({ schema, route }) => {
+      return { table: schema.table, partitions: partitionsOf(route), snapshot: origin, live: !copying }
+    })
+    await sink.setCopies(copies, 0, signal, start)
     failpoint('setup.after-hold')
   }
-  if (!begun) for (const table of open) await hold(table)
+  if (!begun && open.length > 0) await hold(open)
   const { snapshot, start } = await keepChanges(source, schemas, startAt, signal)
   failpoint('setup.between-retain-and-begun')
   if (!begun) await writeBegun(store, { tables: all.length, startAt }, signal)
@@ -103,9 +105,11 @@ export async function setUp(
     // No capture and no lane runs yet, so that nothing of them is applied, and what their topics hold is of a time before.
     const { position } = await source.health(signal)
     const { epoch } = await readTail(changeLog, config.name, signal)
-    for (const table of added) {
-      await hold(table, { ends: await changeLog.ends(partitionsOf(table.route), signal), position, epoch })
-    }
+    const ends = await changeLog.ends(
+      added.flatMap(({ route }) => partitionsOf(route)),
+      signal,
+    )
+    await hold(added, { ends, position, epoch })
   }
   if (copying) return { tables: all, snapshot, start }
   await snapshot?.[Symbol.asyncDispose]()

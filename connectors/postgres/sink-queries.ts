@@ -223,47 +223,55 @@ export const guard = `with step as materialized (
 select 1 / (count(*) = $3::int)::int from moved`
 export const guardTypes: readonly number[] = [25, 25, 25]
 
-/** Sets hold and loose of a table's partitions. */
-export async function updateHolds(
-  client: ClientBase,
-  pipeline: string,
-  partitions: readonly TopicPartition[],
-  hold: Position | undefined,
-  loose: Position,
-): Promise<void> {
-  await selectPartitions(client, pipeline, partitions, true)
+/** Sets hold and loose of the partitions of these copies, locked in partition order. */
+export async function updateHolds(client: ClientBase, pipeline: string, copies: readonly TableCopy[]): Promise<void> {
+  const all = copies.flatMap(({ partitions, snapshot, live }) => partitions.map((at) => ({ ...at, snapshot, live })))
+  await selectPartitions(client, pipeline, all, true)
   await client.query(
-    `update crossfade.checkpoint
-        set hold = $4, loose = case when split_part(loose, '|', 1) < split_part($5, '|', 1) then $5 else loose end
-      where pipeline = $1 and (topic, part) in (select t, p from unnest($2::text[], $3::int[]) u (t, p))`,
-    [pipeline, ...split(partitions), hold ?? null, loose],
+    `update crossfade.checkpoint c
+        set hold = u.hold, loose = case when split_part(c.loose, '|', 1) < split_part(u.loose, '|', 1) then u.loose else c.loose end
+       from unnest($2::text[], $3::int[], $4::text[], $5::text[]) u (topic, part, hold, loose)
+      where c.pipeline = $1 and c.topic = u.topic and c.part = u.part`,
+    [
+      pipeline,
+      ...split(all),
+      all.map(({ snapshot, live }) => (live ? null : snapshot)),
+      all.map(({ snapshot }) => snapshot),
+    ],
   )
 }
 
-/** False: a higher epoch wrote it. */
-export async function upsertCopy(
+/** Resolves to those that were written: the others are of a higher epoch. */
+export async function upsertCopies(
   client: ClientBase,
   pipeline: string,
-  { table, partitions, snapshot, live, rows }: TableCopy,
+  copies: readonly TableCopy[],
   epoch: Epoch,
-): Promise<boolean> {
+): Promise<readonly TableId[]> {
+  const given = JSON.stringify(copies)
+  const columns = `jsonb_to_recordset($2::jsonb) as g ("table" jsonb, partitions jsonb, snapshot text, live boolean, rows bigint)`
   // A copy that begins anew knows nothing of the last one's chunks; once it is live nobody asks for them, and no load of one succeeds.
   await client.query(
-    `delete from crossfade.chunk k using crossfade.copy c
-      where c.pipeline = $1 and c.table_schema = $2 and c.table_name = $3 and (c.live or $4) and c.epoch <= $5
-        and k.pipeline = c.pipeline and k.table_schema = c.table_schema and k.table_name = c.table_name`,
-    [pipeline, table.schema, table.name, live, epoch],
+    `with known as materialized (
+       select c.table_schema, c.table_name, c.live or g.live as forgets
+         from crossfade.copy c join ${columns} on c.table_schema = g."table" ->> 'schema' and c.table_name = g."table" ->> 'name'
+        where c.pipeline = $1 and c.epoch <= $3 order by c.table_schema, c.table_name for update of c
+     )
+     delete from crossfade.chunk k using known c
+      where c.forgets and k.pipeline = $1 and k.table_schema = c.table_schema and k.table_name = c.table_name`,
+    [pipeline, given, epoch],
   )
-  const { rowCount } = await client.query(
+  const { rows } = await client.query<TableId>(
     `insert into crossfade.copy as c (pipeline, table_schema, table_name, partitions, snapshot, live, epoch, rows)
-     values ($1, $2, $3, $4, $5, $6, $7, $8)
+     select $1, g."table" ->> 'schema', g."table" ->> 'name', g.partitions, g.snapshot, g.live, $3, g.rows from ${columns} order by 2, 3
      on conflict (pipeline, table_schema, table_name)
      do update set partitions = excluded.partitions, snapshot = excluded.snapshot, live = excluded.live,
                    epoch = excluded.epoch, rows = excluded.rows
-      where c.epoch <= excluded.epoch`,
-    [pipeline, table.schema, table.name, JSON.stringify(partitions), snapshot, live, epoch, rows ?? null],
+      where c.epoch <= excluded.epoch
+     returning table_schema as schema, table_name as name`,
+    [pipeline, given, epoch],
   )
-  return rowCount === 1
+  return rows
 }
 
 /** Also before the newest migration: for a status. */

@@ -20,7 +20,7 @@ import {
   selectCopies,
   setSequences,
   updateHolds,
-  upsertCopy,
+  upsertCopies,
 } from './sink-queries.ts'
 
 /** The target. Own tables stand in its schema crossfade, the pipeline's name in every key: several pipelines may write to one target.
@@ -44,8 +44,8 @@ export async function openSink(config: PostgresConfig, context: Context, signal:
       if (ddl) await applyDdl(config, ddl, phase, given)
       await control.use(given, async (client) => await targets.refresh(client))
     },
-    setCopy: async (copy, epoch, given, start) =>
-      await control.use(given, async (client) => await setCopy(client, pipeline, copy, epoch, start)),
+    setCopies: async (copies, epoch, given, start) =>
+      await control.use(given, async (client) => await setCopies(client, pipeline, copies, epoch, start)),
     leave: async (table, given) =>
       await control.use(
         given,
@@ -82,20 +82,25 @@ async function lane(
   }
 }
 
-async function setCopy(
+async function setCopies(
   client: Client,
   pipeline: string,
-  copy: TableCopy,
+  copies: readonly TableCopy[],
   epoch: Epoch,
   start: Start | undefined,
 ): Promise<void> {
-  const { table, partitions, snapshot, live } = copy
   await inTransaction(client, async () => {
-    if (!(await upsertCopy(client, pipeline, copy, epoch)))
-      throw new Failure('FENCED', { object: tableName(table), observed: `a later epoch than ${epoch} wrote its copy` })
+    const written = new Set((await upsertCopies(client, pipeline, copies, epoch)).map(tableName))
+    const refused = copies.map(({ table }) => tableName(table)).filter((name) => !written.has(name))
+    if (refused.length > 0)
+      throw new Failure('FENCED', {
+        object: refused.slice(0, 5).join(', '),
+        observed: `a later epoch than ${epoch} wrote its copy`,
+      })
+    const partitions = copies.flatMap((copy) => copy.partitions)
     await insertCheckpoints(client, pipeline, partitions, start)
     // Changes after the snapshot find the rows they change; those up to it may not, for their rows may come with the copy, or be gone.
-    await updateHolds(client, pipeline, partitions, live ? undefined : snapshot, snapshot)
+    await updateHolds(client, pipeline, copies)
     failpoint('hold.before-commit')
   })
 }

@@ -58,22 +58,20 @@ export async function copyRound(
   if (open.length === 0) return 'done'
   const partitions = open.flatMap((table) => table.partitions)
   const hold = async (snapshot: Position): Promise<void> => {
-    for (const { schema, partitions } of open) {
-      await sink.setCopy({ table: schema.table, partitions, snapshot, live: false }, epoch, signal)
-      failpoint('copy.between-holds')
-    }
+    const held = open.map(({ schema, partitions }) => ({ table: schema.table, partitions, snapshot, live: false }))
+    await sink.setCopies(held, epoch, signal)
     await parts.moved()
   }
   const release = async (at: Position, emptied: ReadonlyMap<string, Position>): Promise<void> => {
     const now = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
-    for (const { schema, partitions, plan } of open) {
+    const live = open.map(({ schema, partitions, plan }) => {
       const name = tableName(schema.table)
       const copy = now.get(name)
       const rows = copy === undefined ? 0 : rowsLoaded(plan, copy)
-      const snapshot = emptied.get(name) ?? at
-      await sink.setCopy({ table: schema.table, partitions, snapshot, live: true, rows }, epoch, signal)
-      failpoint('copy.between-live')
-    }
+      return { table: schema.table, partitions, snapshot: emptied.get(name) ?? at, live: true, rows }
+    })
+    await sink.setCopies(live, epoch, signal)
+    failpoint('copy.after-live')
     await parts.moved()
   }
   if (first === undefined) await hold(origin)

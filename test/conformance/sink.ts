@@ -115,7 +115,7 @@ export function sinkConformance(
       const lanes: Lane[] = []
       await sink.prepare(tables, 'before', undefined, never)
       for (const { table } of tables)
-        await sink.setCopy({ table, partitions: [one, two, three], snapshot: position(0), live }, 1, never)
+        await sink.setCopies([{ table, partitions: [one, two, three], snapshot: position(0), live }], 1, never)
       const lane = async (): Promise<Lane> => {
         const made = await sink.lane(never)
         lanes.push(made)
@@ -157,15 +157,52 @@ export function sinkConformance(
       const { sink } = target
       await sink.prepare(tables, 'before', undefined, never)
       const copy = { table: items.table, partitions: [one], snapshot: '' as Position, live: false }
-      await sink.setCopy(copy, 1, never)
+      await sink.setCopies([copy], 1, never)
       assert.equal((await at(sink, one)).hold, '')
-      await sink.setCopy({ ...copy, snapshot: position(5) }, 2, never)
+      await sink.setCopies([{ ...copy, snapshot: position(5) }], 2, never)
       assert.equal((await at(sink, one)).hold, position(5))
-      await fails(sink.setCopy(copy, 1, never), 'FENCED')
-      await sink.setCopy({ ...copy, snapshot: position(5), live: true }, 2, never)
+      await fails(sink.setCopies([copy], 1, never), 'FENCED')
+      await sink.setCopies([{ ...copy, snapshot: position(5), live: true }], 2, never)
       const { hold, loose } = await at(sink, one)
       assert.deepEqual([hold, loose], [undefined, position(5)])
       assert.deepEqual(await sink.copies(never), [{ ...copy, snapshot: position(5), live: true, done: [], loaded: [] }])
+    })
+
+    it('holds many tables at once, each as it is said, or none of them', async () => {
+      await using target = await open(tables)
+      const { sink } = target
+      await sink.prepare(tables, 'before', undefined, never)
+      const copies = [one, two].map((at, i) => {
+        return {
+          table: { schema: 'public', name: `many ${i}` },
+          partitions: [at],
+          snapshot: '' as Position,
+          live: false,
+        }
+      })
+      const [first, second] = copies
+      assert.ok(first && second)
+      await sink.setCopies(copies, 1, never)
+      await sink.setCopies([second], 2, never)
+      await fails(sink.setCopies([{ ...first, snapshot: position(5) }, second], 1, never), 'FENCED')
+      assert.deepEqual([(await at(sink, one)).hold, (await at(sink, two)).hold], ['', ''])
+      const moved = [
+        { ...first, snapshot: position(7), live: true, rows: 3 },
+        { ...second, snapshot: position(6) },
+      ]
+      await sink.setCopies(moved, 2, never)
+      const found = [await at(sink, one), await at(sink, two)]
+      assert.deepEqual(
+        found.map(({ hold, loose }) => [hold, loose]),
+        [
+          [undefined, position(7)],
+          [position(6), position(6)],
+        ],
+      )
+      assert.deepEqual(
+        await sink.copies(never),
+        moved.map((copy) => ({ ...copy, done: [], loaded: [] })),
+      )
     })
 
     it('writes rows and checkpoint together', async () => {
@@ -296,7 +333,7 @@ export function sinkConformance(
       const late = { ...advance(from), from: 1 }
       assert.deepEqual(await lane.apply(empty, [late], never), [one])
       const copy = { table: items.table, partitions: [one], snapshot: position(3), live: false }
-      await target.sink.setCopy(copy, 1, never)
+      await target.sink.setCopies([copy], 1, never)
       assert.deepEqual(await lane.apply(empty, [advance(from)], never), [one])
       assert.deepEqual(await lane.apply(empty, [advance(await at(target.sink, one))], never), [])
     })
@@ -368,7 +405,7 @@ export function sinkConformance(
       const copies = [items, notes].map(({ table }, i) => {
         return { table, partitions: [i === 0 ? one : two], snapshot: position(0), live: true }
       })
-      for (const copy of copies) await sink.setCopy(copy, 1, never)
+      await sink.setCopies(copies, 1, never)
       const [first, a] = await target.claimed(one)
       const [second, b] = await target.claimed(two)
       assert.ok(a && b && copies[1])
@@ -395,7 +432,7 @@ export function sinkConformance(
       assert.deepEqual(await target.rows(notes.table), [['1', 'stays']])
 
       const start = { ends: [{ ...two, offset: 7 }], position: position(8), epoch: 3 }
-      await sink.setCopy({ ...copies[1], snapshot: position(0), live: false }, 1, never, start)
+      await sink.setCopies([{ ...copies[1], snapshot: position(0), live: false }], 1, never, start)
       const { offset, mark, hold, captureEpoch } = await at(sink, two)
       assert.deepEqual([offset, mark.position, hold, captureEpoch], [7, position(8), position(0), 3])
       const old = { ...barrier(both, 8), partitions: [one, two] }
@@ -458,7 +495,7 @@ export function sinkConformance(
 
     it('loads a chunk once and marks it done', async () => {
       await using target = await ready()
-      await target.sink.setCopy(copying, 1, never)
+      await target.sink.setCopies([copying], 1, never)
       const lane = await target.lane()
       assert.equal(
         await lane.load(
@@ -481,7 +518,7 @@ export function sinkConformance(
       const copies = await target.sink.copies(never)
       assert.deepEqual(copies.find(({ table }) => table.name === 'items')?.done, ['c1'])
       const keyless = { ...copying, table: notes.table }
-      await target.sink.setCopy(keyless, 1, never)
+      await target.sink.setCopies([keyless], 1, never)
       const rows = imagesOf(notes, [
         ['1', 'a'],
         ['1', 'a'],
@@ -493,18 +530,18 @@ export function sinkConformance(
 
     it('refuses a chunk of another snapshot or an older lease', async () => {
       await using target = await ready()
-      await target.sink.setCopy(copying, 1, never)
+      await target.sink.setCopies([copying], 1, never)
       const lane = await target.lane()
       const rows = [['1', 'a', null, '1']]
       await fails(lane.load(items, { ...chunk, snapshot: position(3) }, data(rows), 5, never), 'SNAPSHOT_LOST')
-      await target.sink.setCopy({ ...copying, snapshot: position(6) }, 1, never)
+      await target.sink.setCopies([{ ...copying, snapshot: position(6) }], 1, never)
       await fails((await target.lane()).load(items, chunk, data(rows), 5, never), 'SNAPSHOT_LOST')
       assert.deepEqual(await target.rows(items.table), [])
     })
 
     it('loads nothing when its rows break off', async () => {
       await using target = await ready()
-      await target.sink.setCopy(copying, 1, never)
+      await target.sink.setCopies([copying], 1, never)
       async function* broken(): AsyncIterable<Rows> {
         yield imagesOf(items, [['1', 'a', null, '1']])
         throw new Error('the source is gone')
@@ -516,10 +553,10 @@ export function sinkConformance(
 
     it('waits for no chunk when the copy moves to another snapshot, and the chunk fails', async () => {
       await using target = await ready()
-      await target.sink.setCopy(copying, 1, never)
+      await target.sink.setCopies([copying], 1, never)
       async function* moving(): AsyncIterable<Rows> {
         yield imagesOf(items, [['1', 'a', null, '1']])
-        await target.sink.setCopy({ ...copying, snapshot: position(6) }, 1, never)
+        await target.sink.setCopies([{ ...copying, snapshot: position(6) }], 1, never)
         yield imagesOf(items, [['2', 'b', null, '1']])
       }
       const lane = await target.lane()
@@ -533,7 +570,7 @@ export function sinkConformance(
       assert.ok(from)
       const old = ['1', '2', '5', '10', '11'].map((id) => [id, 'old', null, null])
       await lane.apply(batch([group(items, 'upsert', old)]), [advance(from)], never)
-      await target.sink.setCopy(copying, 1, never)
+      await target.sink.setCopies([copying], 1, never)
       const range = { ...chunk, from: '["2"]', to: '["11"]', replace: true }
       assert.equal(
         await lane.load(
@@ -554,29 +591,29 @@ export function sinkConformance(
 
     it('forgets the chunks of the last copy when another begins', async () => {
       await using target = await ready()
-      await target.sink.setCopy(copying, 1, never)
+      await target.sink.setCopies([copying], 1, never)
       await (await target.lane()).load(items, chunk, data([['1', 'a', null, '1']]), 1, never)
       const done = async () => (await target.sink.copies(never)).find(({ table }) => table.name === 'items')?.done
-      await target.sink.setCopy({ ...copying, snapshot: position(5) }, 1, never)
+      await target.sink.setCopies([{ ...copying, snapshot: position(5) }], 1, never)
       assert.deepEqual(await done(), ['c1'])
-      await target.sink.setCopy({ ...copying, snapshot: position(5), live: true }, 1, never)
-      await target.sink.setCopy({ ...copying, snapshot: '' as Position }, 1, never)
+      await target.sink.setCopies([{ ...copying, snapshot: position(5), live: true }], 1, never)
+      await target.sink.setCopies([{ ...copying, snapshot: '' as Position }], 1, never)
       assert.deepEqual(await done(), [])
     })
 
     it('forgets the chunks of a table that is live, and keeps how many rows they were', async () => {
       await using target = await ready()
       const { sink } = target
-      await sink.setCopy(copying, 1, never)
+      await sink.setCopies([copying], 1, never)
       const lane = await target.lane()
       await lane.load(items, chunk, data([['1', 'a', null, '1']]), 1, never)
       const copy = async () => (await sink.copies(never)).find(({ table }) => table.name === 'items')
       const { done, loaded, rows } = (await copy()) ?? {}
       assert.deepEqual([done, loaded, rows], [['c1'], [1], undefined])
-      await fails(sink.setCopy({ ...copying, live: true, rows: 7 }, 0, never), 'FENCED')
+      await fails(sink.setCopies([{ ...copying, live: true, rows: 7 }], 0, never), 'FENCED')
       assert.deepEqual((await copy())?.done, ['c1'])
       for (let times = 0; times < 2; times++) {
-        await sink.setCopy({ ...copying, live: true, rows: 1 }, 1, never)
+        await sink.setCopies([{ ...copying, live: true, rows: 1 }], 1, never)
         const now = await copy()
         assert.deepEqual([now?.done, now?.loaded, now?.rows], [[], [], 1])
       }

@@ -22,7 +22,7 @@ import {
 } from '../../src/model.ts'
 import { Op, readImage, rowsOf, Tag, type Cell, type ChangeBatch, type LaneBatch, type Rows } from '../../src/rows.ts'
 
-type Call = 'apply' | 'arrive' | 'load' | 'claim' | 'setCopy' | 'leave'
+type Call = 'apply' | 'arrive' | 'load' | 'claim' | 'setCopies' | 'leave'
 /** `reject`: fails before anything is written. `failAfterWrite`: everything is written, the answer is lost. `hold`: waits before it writes.
  *  `holdAnswer`: writes, then waits. */
 type Fault =
@@ -383,19 +383,22 @@ export function memorySink(): MemorySink {
         for (const at of copy?.partitions ?? []) checkpoints.delete(partitionName(at))
         copies.delete(tableName(table))
       }),
-    setCopy: async (copy, epoch, signal, start) =>
-      await faulty('setCopy', signal, () => {
-        const name = tableName(copy.table)
-        const known = copies.get(name)
-        if (known && known.epoch > epoch) throw new Failure('FENCED', { object: name })
-        const chunks = known && !known.live && !copy.live ? known.chunks : new Map()
-        copies.set(name, { ...copy, epoch, chunks })
-        for (const partition of copy.partitions) {
-          const row = ensure(partition, start)
-          const loose = comparePositions(row.loose, copy.snapshot) < 0 ? copy.snapshot : row.loose
-          const moved = { ...row, loose, hold: copy.snapshot }
-          if (copy.live) Reflect.deleteProperty(moved, 'hold')
-          checkpoints.set(partitionName(row), moved)
+    setCopies: async (all, epoch, signal, start) =>
+      await faulty('setCopies', signal, () => {
+        const fenced = all.find(({ table }) => (copies.get(tableName(table))?.epoch ?? 0) > epoch)
+        if (fenced) throw new Failure('FENCED', { object: tableName(fenced.table) })
+        for (const copy of all) {
+          const name = tableName(copy.table)
+          const known = copies.get(name)
+          const chunks = known && !known.live && !copy.live ? known.chunks : new Map()
+          copies.set(name, { ...copy, epoch, chunks })
+          for (const partition of copy.partitions) {
+            const row = ensure(partition, start)
+            const loose = comparePositions(row.loose, copy.snapshot) < 0 ? copy.snapshot : row.loose
+            const moved = { ...row, loose, hold: copy.snapshot }
+            if (copy.live) Reflect.deleteProperty(moved, 'hold')
+            checkpoints.set(partitionName(row), moved)
+          }
         }
       }),
     copies: async () =>

@@ -36,7 +36,7 @@ describe('a target that forgets what it was not told to keep', needs('pg'), () =
       const { sink } = target
       const copy = { table: schema.table, partitions: [{ topic: 'u', partition: 0 }], live: false }
       const snapshot = '0000000000000001' as Position
-      await sink.setCopy({ ...copy, snapshot }, 1, never)
+      await sink.setCopies([{ ...copy, snapshot }], 1, never)
       await using lane = await sink.lane(never)
       const [from] = await lane.claim([at], 1, never)
       assert.ok(from)
@@ -65,7 +65,7 @@ describe('a target that forgets what it was not told to keep', needs('pg'), () =
         `select setting from public.commits offset ${before.length}`,
       )
       assert.ok(arrived.length >= 3 && arrived.every((row) => row.setting === 'on'), JSON.stringify(arrived))
-      await sink.setCopy({ ...copy, snapshot, live: true }, 1, never)
+      await sink.setCopies([{ ...copy, snapshot, live: true }], 1, never)
       await using store = await openStore(
         parse({ url: target.url }),
         { pipeline: 'p', dir: '/nowhere', log: silent },

@@ -328,7 +328,7 @@ describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
         .find((name) => name.startsWith(format) && target.lane.formats?.(schema).includes(name))
       assert.ok(format_ !== undefined)
       const copy = { table: schema.table, partitions: [at], snapshot: '0000000000000001' as Position, live: false }
-      await target.sink.setCopy(copy, 1, never)
+      await target.sink.setCopies([copy], 1, never)
       const chunk: Chunk = {
         table: schema.table,
         id: '1',
@@ -373,7 +373,7 @@ describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
     await using target = await bench('create table public.t (id int primary key)')
     const schema = await target.schema('t')
     const copy = { table: schema.table, partitions: [at], snapshot: '0000000000000001' as Position, live: false }
-    await target.sink.setCopy(copy, 1, never)
+    await target.sink.setCopies([copy], 1, never)
     const chunk: Chunk = { table: schema.table, id: '1', snapshot: copy.snapshot, replace: true, estimatedRows: 1 }
     let release = (): void => {}
     const held = new Promise<void>((resolve) => (release = resolve))
@@ -402,7 +402,7 @@ describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
       'create table public.of_us (id int primary key); create table public.not_of_us (id int references public.of_us)',
     )
     const table = { schema: 'public', name: 'of_us' }
-    await target.sink.setCopy({ table, partitions: [at], snapshot: '' as Position, live: true }, 1, never)
+    await target.sink.setCopies([{ table, partitions: [at], snapshot: '' as Position, live: true }], 1, never)
     const truncate = truncateOf(table, 10, [at])
     await assert.rejects(
       target.lane.arrive(truncate, advance(target.from), never),
@@ -417,7 +417,7 @@ describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
     await using target = await bench('create table public.of_us (id int primary key)')
     const two = { ...at, partition: 1 }
     const table = { schema: 'public', name: 'of_us' }
-    await target.sink.setCopy({ table, partitions: [at, two], snapshot: '' as Position, live: true }, 1, never)
+    await target.sink.setCopies([{ table, partitions: [at, two], snapshot: '' as Position, live: true }], 1, never)
     const kept = async (): Promise<unknown> => {
       const [row] = await target.sql(
         `select (select count(*)::int from crossfade.barrier) as barriers, (select count(*)::int from crossfade.arrival) as arrivals`,

@@ -40,7 +40,7 @@ export async function bench(
   const sink = await openSink(parse({ url: address.href }), { pipeline, dir: '/nowhere', log }, never)
   await sink.prepare([], 'before', undefined, never)
   const copy = { table: { schema: 'public', name: 'x' }, partitions: [at], snapshot: '' as Position, live: true }
-  await sink.setCopy(copy, 1, never)
+  await sink.setCopies([copy], 1, never)
   const lanes: Lane[] = []
   const another = async (): Promise<Lane> => {
     const made = await sink.lane(never)

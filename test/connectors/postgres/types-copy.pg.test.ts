@@ -70,7 +70,7 @@ describe('a value of every type is copied as it was', { ...needs('pg'), timeout:
   async function copy(name: string, way: 'binary' | 'text' | 'rows'): Promise<void> {
     const schema = tableSchema(await catalogOf(name), 1)
     await using reader = await openReader(parse({ url: source }), 'now', 'p', never)
-    await sink.setCopy({ table: schema.table, partitions: [], snapshot, live: false }, 1, never)
+    await sink.setCopies([{ table: schema.table, partitions: [], snapshot, live: false }], 1, never)
     await using lane = await sink.lane(never)
     const chunk: Chunk = { table: schema.table, id: `${name} ${way}`, snapshot, replace: false, estimatedRows: 0 }
     const data = way === 'rows' ? rowsOf() : framesOf(reader, way)

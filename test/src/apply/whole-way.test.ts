@@ -42,7 +42,7 @@ test('from one database in memory to another, over two lanes', async () => {
   for (const schema of [orders, items]) {
     const own = partitions.filter(({ topic }) => topic === topicName('shop', schema.table))
     const copy = { table: schema.table, partitions: own, snapshot: snapshot?.position ?? positionOf(0) }
-    await sink.setCopy({ ...copy, live: true }, 1, signal)
+    await sink.setCopies([{ ...copy, live: true }], 1, signal)
   }
   const stop = new AbortController()
   const publisher = createPublisher({

@@ -71,10 +71,10 @@ export async function memoryWay(signal: AbortSignal): Promise<Way> {
   }
   await log.open(topicsOf(pipeline, registered), signal)
   await sink.prepare(tables, 'before', undefined, signal)
-  for (const { schema, route } of registered) {
-    const copy = { table: schema.table, partitions: partitionsOf(route), snapshot: origin, live: false }
-    await sink.setCopy(copy, 0, signal)
-  }
+  const held = registered.map(({ schema, route }) => {
+    return { table: schema.table, partitions: partitionsOf(route), snapshot: origin, live: false }
+  })
+  await sink.setCopies(held, 0, signal)
   const first = await source.retain(tables, signal)
   const partitions = registered.flatMap(({ route }) => partitionsOf(route))
   const end = new AbortController()
@@ -155,8 +155,8 @@ export async function memoryWay(signal: AbortSignal): Promise<Way> {
         },
         sink: {
           ...sink,
-          setCopy: async (copy, epoch, signal) =>
-            await hooked(`setCopy of ${copy.table.name}`, async () => await sink.setCopy(copy, epoch, signal)),
+          setCopies: async (copies, epoch, signal) =>
+            await hooked('setCopies', async () => await sink.setCopies(copies, epoch, signal)),
           async lane(signal) {
             const lane = await sink.lane(signal)
             return {
