@@ -182,6 +182,7 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
     start,
     truncated: new Map(),
     batchers: new Map(),
+    claimed: new Map(),
     ended: { applied: 0 },
     halt: tasks.halt,
   }
@@ -190,7 +191,7 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   tasks.start('heartbeat', (signal) => heartbeatTask(run, signal))
   tasks.start('status', (signal) => statusTask(run, watch, signal))
   share(partitions, config.apply.lanes).forEach((mine, i) =>
-    tasks.start(`lane ${i}`, (signal) => laneTask(run, i, mine, signal)),
+    tasks.start(`lane ${i}`, (signal, progressed) => laneTask(run, i, mine, signal, progressed)),
   )
   const stopping = (): void => {
     log.info({}, 'stopping: what is in hand is finished first')

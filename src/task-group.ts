@@ -6,12 +6,15 @@ import { runLoop } from './run-loop.ts'
 interface TaskGroup {
   /** Finish what is in hand: asked for from outside, by a failure, or by `end`. */
   readonly halt: AbortSignal
-  /** Runs `work` in the run loop; it returns when `halt` aborts, and gives up at once when its signal does. */
-  start(name: string, work: (signal: AbortSignal) => Promise<void>): void
+  /** Runs `work` in the run loop; it returns when `halt` aborts, and gives up at once when its signal does. After `progressed` a failure is tried again
+   *  as soon as a first one. */
+  start(name: string, work: Work): void
   end(): void
   /** Once every task has ended. */
   ended(): Promise<void>
 }
+
+type Work = (signal: AbortSignal, progressed: () => void) => Promise<void>
 
 /** Milliseconds that tasks get to finish what is in hand. */
 const patience = 20_000
@@ -36,13 +39,13 @@ export function taskGroup(
   const tasks: Promise<void>[] = []
   const troubled = new Set<string>()
   let failure: Failure | undefined
-  const run = async (name: string, work: (signal: AbortSignal) => Promise<void>): Promise<void> => {
-    const attempt = async (): Promise<void> => {
+  const run = async (name: string, work: Work): Promise<void> => {
+    const attempt = async (_: AbortSignal, progressed: () => void): Promise<void> => {
       const calm = setTimeout(() => {
         if (troubled.delete(name) && troubled.size === 0) onTrouble(undefined)
       }, 2000)
       try {
-        await work(hard)
+        await work(hard, progressed)
       } finally {
         clearTimeout(calm)
       }

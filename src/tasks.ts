@@ -58,6 +58,8 @@ export type Run = Common & {
   readonly truncated: Map<string, Position>
   /** By lane; each knows which checkpoints are its own. */
   readonly batchers: Map<number, Batcher>
+  /** By lane: the offsets of its checkpoints at its last claim, added up. */
+  readonly claimed: Map<number, number>
   /** Changes applied by lanes that have ended. */
   readonly ended: { applied: number }
   readonly halt: AbortSignal
@@ -98,12 +100,14 @@ export async function watermarkTask(
   await followWatermarks(changeLog, parts.config.name, (record) => trail.add(record), until)
 }
 
-/** One lane with the partitions that are its own; claimed anew each time it starts. */
+/** One lane with the partitions that are its own; claimed anew each time it starts. Where they have moved since the claim before, it got somewhere,
+ *  however soon its connection was cut. */
 export async function laneTask(
   run: Run,
   index: number,
   mine: readonly TopicPartition[],
   signal: AbortSignal,
+  progressed: () => void,
 ): Promise<void> {
   const { parts, changeLog, batchers, halt } = run
   const { batchRows, batchBytes } = parts.config.apply
@@ -112,6 +116,9 @@ export async function laneTask(
   const schemas = schemaReader(changeLog, schemasTopic(parts.config.name))
   const checkpoints = await lane.claim(mine, 0, signal)
   failpoint('apply.after-claim')
+  const offsets = checkpoints.reduce((sum, { offset }) => sum + offset, 0)
+  if (offsets > (run.claimed.get(index) ?? offsets)) progressed()
+  run.claimed.set(index, offsets)
   await demandKnown(changeLog, checkpoints, signal)
   const batcher = createBatcher({
     checkpoints,

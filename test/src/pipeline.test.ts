@@ -8,7 +8,7 @@ import type { Connector, Source } from '../../src/connector.ts'
 import { memoryStore } from '../../src/coordinate/state-store.ts'
 import { asFailure, Failure } from '../../src/errors.ts'
 import { checkPipeline, readStatus } from '../../src/inspect.ts'
-import { silent } from '../../src/logger.ts'
+import { silent, type Logger } from '../../src/logger.ts'
 import { tableName } from '../../src/model.ts'
 import { runPipeline } from '../../src/pipeline.ts'
 import type { Status } from '../../src/status.ts'
@@ -105,12 +105,12 @@ function world() {
       await readStatus(config(mode), async () => connector, silent, AbortSignal.timeout(5000)),
     check: async (mode: Mode = 'hybrid', exclude: readonly string[] = []) =>
       await checkPipeline(config(mode, exclude), async () => connector, silent, AbortSignal.timeout(5000)),
-    run: (mode: Mode, exclude: readonly string[] = []) => {
+    run: (mode: Mode, exclude: readonly string[] = [], log: Logger = silent) => {
       const stop = new AbortController()
       const statuses: Status[] = []
       const watch = (status: Status): void => void statuses.push(status)
       const signal = AbortSignal.timeout(40_000)
-      const ended = runPipeline(config(mode, exclude), async () => connector, silent, {
+      const ended = runPipeline(config(mode, exclude), async () => connector, log, {
         stop: stop.signal,
         signal,
         watch,
@@ -416,6 +416,24 @@ test('tasks that fail are tried again, each by itself, and the rows are right', 
   await equal()
   const told = statuses.flatMap(({ error }) => error ?? [])
   assert.ok(told.length > 0 && told.every(({ code, retrying }) => code === 'SERVER_UNREACHABLE' && retrying))
+  assert.equal(await stop(), 'stopped')
+})
+
+test('a lane that commits and is cut off, again and again, is opened again as soon as after the first time', async () => {
+  const { run, database, sink, equal } = world()
+  const waits: number[] = []
+  const note = (facts: object): void => {
+    if ('task' in facts && 'again' in facts && String(facts.task).startsWith('lane')) waits.push(Number(facts.again))
+  }
+  const write = writer(database)
+  const { phase, stop } = run('hybrid', [], { ...silent, info: note, warn: note })
+  await phase('streaming')
+  sink.inject('apply', { kind: 'failAfterWrite' }, 12)
+  while (waits.length < 12) {
+    write()
+    await equal()
+  }
+  assert.ok(Math.max(...waits) <= 200, `waited ${waits.join(', ')} ms`)
   assert.equal(await stop(), 'stopped')
 })
 

@@ -40,6 +40,22 @@ test('a retry waits twice as long as the one before, up to the most, and less by
   )
 })
 
+test('a try that got somewhere is followed by the next as soon as the first, and told as loud as before', async () => {
+  const { log, lines } = listening()
+  let calls = 0
+  const work = async (_: AbortSignal, progressed: () => void): Promise<string> => {
+    if (++calls > 6) return 'done'
+    if (calls === 3 || calls === 5) progressed()
+    throw new Failure('SERVER_UNREACHABLE')
+  }
+  await runLoop('t', log, AbortSignal.timeout(5000), work, { first: 2, most: 100, random: () => 1 })
+  assert.deepEqual(
+    lines.map(({ again }) => again),
+    [2, 4, 2, 4, 2, 4],
+  )
+  assert.equal(lines.filter(({ level }) => level === 'warn').length, 4)
+})
+
 test('it is told louder from the third time on', async () => {
   const { log, lines } = listening()
   await runLoop('t', log, AbortSignal.timeout(5000), failsTimes(4).work, { first: 1, most: 1 })
