@@ -1,6 +1,6 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { TableFilter, TableReader } from './connector.ts'
-import type { StateStore } from './coordinate/state-store.ts'
+import { putAlone, type StateStore } from './coordinate/state-store.ts'
 import { routes, type Route } from './change-log/topics.ts'
 import { Failure } from './errors.ts'
 import { failpoint } from './failpoint.ts'
@@ -39,10 +39,9 @@ export async function leaveOut(
     const table = value as Recorded | null
     if (table === null || table.left === 'closed') continue
     if (table.left === undefined && filter(table.schema.table)) continue
-    const closing = await store.put(key, { ...table, left: 'closing' }, revision, signal)
-    if (closing === undefined) throw new Failure('FENCED', { object: key, observed: 'another worker wrote it' })
+    const closing = await putAlone(store, key, { ...table, left: 'closing' }, revision, signal)
     await close(table.schema.table)
-    await store.put(key, { ...table, left: 'closed' }, closing, signal)
+    await putAlone(store, key, { ...table, left: 'closed' }, closing, signal)
     gone.push(table)
   }
   return gone
@@ -122,7 +121,7 @@ export async function registerTables(
     fresh.push({ schema, route, plan })
   }
   for (const table of fresh) {
-    await store.put(keyOf(table.schema), table, stored.get(keyOf(table.schema))?.revision ?? 0, signal)
+    await putAlone(store, keyOf(table.schema), table, stored.get(keyOf(table.schema))?.revision ?? 0, signal)
     failpoint('setup.between-tables')
   }
   return [...known, ...fresh]
@@ -130,7 +129,7 @@ export async function registerTables(
 
 async function forgetTables(store: StateStore, signal: AbortSignal): Promise<void> {
   for (const { key, value, revision } of await store.list('table/', signal)) {
-    if (value !== null) await store.put(key, null, revision, signal)
+    if (value !== null) await putAlone(store, key, null, revision, signal)
   }
 }
 
@@ -140,7 +139,7 @@ export async function startOver(store: StateStore, schema: TableSchema, signal: 
   if (stored === undefined) return
   const table = stored.value as Registered
   const plan = { ...table.plan, generation: table.plan.generation + 1 }
-  await store.put(keyOf(schema), { ...table, plan }, stored.revision, signal)
+  await putAlone(store, keyOf(schema), { ...table, plan }, stored.revision, signal)
 }
 
 function difference(then: TableSchema, now: TableSchema): string {

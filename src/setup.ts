@@ -5,7 +5,7 @@ import { controlTopic, schemasTopic } from './change-log/topics.ts'
 import type { ChangeLog, Topic } from './change-log/change-log.ts'
 import type { Finding, Sink, Snapshot, Source } from './connector.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
-import type { StateStore } from './coordinate/state-store.ts'
+import { putAlone, type StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
 import { failpoint } from './failpoint.ts'
 import { origin, tableName, type Position, type TableId, type TableSchema, type Start } from './model.ts'
@@ -229,7 +229,7 @@ async function openTopics(
   if (names.size === Object.keys(known).length && Object.keys(known).every((name) => names.has(name))) return
   const ids = Object.fromEntries(await changeLog.topicIds([...names], signal))
   // Only theirs: the topic of a table that was left out is its owner's to delete.
-  await store.put('topic-ids', ids, stored?.revision ?? 0, signal)
+  await putAlone(store, 'topic-ids', ids, stored?.revision ?? 0, signal)
 }
 
 /** Before a pipeline has begun nothing of it is in the log: what is there is an earlier one's, and would be applied. */
@@ -289,7 +289,7 @@ async function schemaStyle(
   const decided = await store.get('schema-style', signal)
   if (decided !== undefined) return decided.value as SchemaStyle
   const style = config.snapshot.schema === 'auto' ? await automatic() : config.snapshot.schema
-  await store.put('schema-style', style, 0, signal)
+  await putAlone(store, 'schema-style', style, 0, signal)
   failpoint('setup.after-style')
   return style
 

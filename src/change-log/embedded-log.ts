@@ -133,12 +133,14 @@ function logOf(core: Core, key: string): ChangeLog {
       }),
     async topicIds(names, signal) {
       check(signal)
-      const ids = new Map<string, string>()
-      for (const name of names) {
-        const topic = await topicOf(core, name)
-        if (topic !== undefined) ids.set(name, topic.id)
-      }
-      return ids
+      return await asked(core.dir, async () => {
+        const ids = new Map<string, string>()
+        for (const name of names) {
+          const topic = await topicOf(core, name)
+          if (topic !== undefined) ids.set(name, topic.id)
+        }
+        return ids
+      })
     },
     async append(round, signal) {
       check(signal)
@@ -174,7 +176,10 @@ function logOf(core: Core, key: string): ChangeLog {
     },
     async lows(partitions, signal) {
       check(signal)
-      const opened = await Promise.all(partitions.map((at) => partitionOf(core, at)))
+      const opened = await asked(
+        core.dir,
+        async () => await Promise.all(partitions.map(async (at) => await partitionOf(core, at))),
+      )
       return partitions.map(({ topic, partition }, i) => ({ topic, partition, offset: opened[i]?.low ?? 0 }))
     },
     async [Symbol.asyncDispose]() {

@@ -1,3 +1,5 @@
+import { Failure } from '../errors.ts'
+
 /** Small shared state: leases, tasks, plans of copies, routing by position, journal. JSON values; every write is a compare-and-set, durable when it
  *  resolves. A key's revisions rise for as long as it is there. */
 export interface StateStore extends AsyncDisposable {
@@ -7,6 +9,18 @@ export interface StateStore extends AsyncDisposable {
   put(key: string, value: unknown, expected: number, signal: AbortSignal): Promise<number | undefined>
   /** Removes every key that begins so. Only for keys that nobody who counts will write or read again. */
   remove(prefix: string, signal: AbortSignal): Promise<void>
+}
+/** A `put` by the only one who may write: FENCED if it lost, as somebody else goes by what he wrote then. Resolves to the new revision. */
+export async function putAlone(
+  store: StateStore,
+  key: string,
+  value: unknown,
+  expected: number,
+  signal: AbortSignal,
+): Promise<number> {
+  const revision = await store.put(key, value, expected, signal)
+  if (revision === undefined) throw new Failure('FENCED', { object: key, observed: 'another worker wrote it' })
+  return revision
 }
 export type Stored = { readonly value: unknown; readonly revision: number }
 

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import type { TableFilter } from '../../src/connector.ts'
-import { memoryStore } from '../../src/coordinate/state-store.ts'
+import { memoryStore, type StateStore } from '../../src/coordinate/state-store.ts'
 import { asFailure, type ErrorCode } from '../../src/errors.ts'
 import type { TableSchema } from '../../src/model.ts'
 import { leaveOut, partitionsOf, registeredTables, registerTables, startOver } from '../../src/registry.ts'
@@ -17,16 +17,17 @@ const store = () => {
   const kept = memoryStore()
   return {
     kept,
-    register: async (found: readonly TableSchema[], options: Options = {}) => {
+    register: async (found: readonly TableSchema[], options: Options = {}, into: StateStore = kept) => {
       const { begun = true, partitions = 8, include = () => true } = options
       const database = memorySource([orders, items, ...found])
       for (let n = 0; n < 25; n++) database.commit({ kind: 'insert', table: orders, row: [`${n}`] })
       const reader = await database.open().reader('now', signal)
       const limits = { partitions, chunkRows: 10, begun, followed: new Set<string>() }
-      return await registerTables('shop', found, include, kept, reader, limits, signal)
+      return await registerTables('shop', found, include, into, reader, limits, signal)
     },
   }
 }
+type Register = ReturnType<typeof store>['register']
 const fails = async (work: Promise<unknown>, code: ErrorCode, observed: RegExp): Promise<void> => {
   await assert.rejects(work, (error) => {
     const failure = asFailure(error)
@@ -129,4 +130,37 @@ test('a copy that starts over has the next generation, and none of its chunks co
   const before = new Set([0, 1, 2].map((i) => chunkId(orders.table, 0, i)))
   assert.equal(missingChunks(table.plan, before, '01' as never, true).length, 3)
   await startOver(kept, items, signal) // never recorded: nothing to start over
+})
+
+test('whoever writes at the same time wins or loses: nobody goes by what he could not record', async () => {
+  const works: Readonly<Record<string, (raced: StateStore, register: Register) => Promise<unknown>>> = {
+    'a table that is new': async (raced, register) => await register([orders, items], {}, raced),
+    'a start that came to nothing': async (raced, register) => await register([orders], { begun: false }, raced),
+    'a table that is left out': async (raced) =>
+      await leaveOut(
+        raced,
+        () => false,
+        async () => {},
+        signal,
+      ),
+    'a copy that starts over': async (raced) => await startOver(raced, orders, signal),
+  }
+  for (const [what, work] of Object.entries(works)) {
+    for (const at of [1, 2]) {
+      const { kept, register } = store()
+      await register([orders])
+      let puts = 0
+      const raced: StateStore = {
+        ...kept,
+        async put(key, value, expected, given) {
+          if (++puts === at) await kept.put(key, (await kept.get(key, given))?.value ?? null, expected, given)
+          return await kept.put(key, value, expected, given)
+        },
+      }
+      const done = work(raced, register)
+      if (at === 1) await fails(done, 'FENCED', /another worker wrote it/)
+      else await done.catch((error: unknown) => assert.equal(asFailure(error).code, 'FENCED', what))
+      assert.ok(puts > 0, what)
+    }
+  }
 })

@@ -3,6 +3,7 @@ import { spawn, type ChildProcessByStdio } from 'node:child_process'
 import { once } from 'node:events'
 import {
   chmod,
+  mkdir,
   mkdtemp,
   readdir,
   readFile,
@@ -272,6 +273,28 @@ test('H29: a log that is taken away from under its holder is noticed, not writte
       what,
     )
   }
+})
+
+test('a topic whose files cannot be read is told by every question about it', async () => {
+  const { dir, open } = await fresh('unreadable')
+  await (await open())[Symbol.asyncDispose]()
+  const questions = {
+    ends: async (log: ChangeLog) => await log.ends([at], never),
+    lows: async (log: ChangeLog) => await log.lows([at], never),
+    fetch: async (log: ChangeLog) => await log.fetch([{ ...at, offset: 0 }], 0, never),
+    append: async (log: ChangeLog) => await put(log, 'a'),
+  }
+  for (const [what, question] of Object.entries(questions)) {
+    await using log = await openEmbeddedLog(dir, never)
+    assert.equal((await log.topicIds(['t'], never)).size, 1)
+    await rename(join(dir, 'topics', 't'), join(dir, 'topics', 'u'))
+    await assert.rejects(question(log), code('LOG_DAMAGED'), what)
+    await rename(join(dir, 'topics', 'u'), join(dir, 'topics', 't'))
+  }
+  await using log = await openEmbeddedLog(dir, never)
+  await rm(join(dir, 'topics', 't', 'topic.json'))
+  await mkdir(join(dir, 'topics', 't', 'topic.json'))
+  await assert.rejects(log.topicIds(['t'], never), code('LOG_DAMAGED'))
 })
 
 test('what cannot be a folder, or not be written to, is told with what to do', async () => {
