@@ -90,10 +90,11 @@ export async function selectAttributes(
   const provider = versionNumber >= 150000 ? 'd.datlocprovider' : `'c'`
   const version = versionNumber >= 150000 ? 'pg_database_collation_actual_version(d.oid)' : 'null'
   const { rows } = await client.query<AttributeRow>(
-    `with recursive base as (
-       select t.oid as type, t.oid as base from pg_type t where t.typtype <> 'd'
+    // Of the types that occur only: what the server guesses about all of them makes it compare each with each column.
+    `with recursive base (type, base) as (
+       select distinct atttypid, atttypid from pg_attribute where attrelid = any($1::oid[]) and attnum > 0 and not attisdropped
        union all
-       select t.oid, b.base from pg_type t join base b on b.type = t.typbasetype where t.typtype = 'd'
+       select b.type, t.typbasetype from base b join pg_type t on t.oid = b.base where t.typtype = 'd'
      )
      select a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod) as type,
             format_type(b.base, -1) as cast_type, a.attnotnull, a.attgenerated, a.attidentity,
@@ -103,7 +104,7 @@ export async function selectAttributes(
             case when c.oid = 100 then ${provider} else c.collprovider end as provider, c.collisdeterministic as deterministic,
             case when c.oid = 100 then ${version} when c.oid is not null then pg_collation_actual_version(c.oid) end as version
        from pg_attribute a
-       join base b on b.type = a.atttypid
+       join base b on b.type = a.atttypid join pg_type bt on bt.oid = b.base and bt.typtype <> 'd'
        join pg_database d on d.datname = current_database()
        left join pg_attrdef f on f.adrelid = a.attrelid and f.adnum = a.attnum
        left join pg_collation c on c.oid = a.attcollation

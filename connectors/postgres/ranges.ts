@@ -40,6 +40,11 @@ function bound(text: string, key: readonly CatalogColumn[]): string {
 /** Pages to look at for each range wanted: rows of one page often lie together in key order. */
 const pagesPerRange = 20
 
+/** Into how many ranges a table is cut. */
+export function rangesOf(rows: number, estimatedRows: number): number {
+  return Math.max(1, Math.min(Math.round(estimatedRows / rows), 100_000))
+}
+
 /**
  * Bounds between ranges of about `rows` rows, in order. A sample of pages decides, so a table of any size costs a few
  * thousand page reads; a small one is sorted whole. Run in the reader's transaction.
@@ -51,8 +56,7 @@ export async function readBounds(
   rows: number,
   estimatedRows: number,
 ): Promise<readonly string[]> {
-  const ranges = Math.min(Math.round(estimatedRows / rows), 100_000)
-  if (ranges < 2) return []
+  const ranges = rangesOf(rows, estimatedRows)
   const name = qualified(table)
   const size = await client.query<{ pages: number }>(
     `select (pg_relation_size(${literal(name)}::regclass) / current_setting('block_size')::int)::float8 as pages`,

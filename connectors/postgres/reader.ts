@@ -8,7 +8,7 @@ import { copyOut, destroy } from './copy-out.ts'
 import { copyRows } from './copy-rows.ts'
 import { mapError, sqlState } from './errors.ts'
 import { beginReading, ident, literal, qualified } from './queries.ts'
-import { isRangeable, rangeCondition, readBounds } from './ranges.ts'
+import { isRangeable, rangeCondition, rangesOf, readBounds } from './ranges.ts'
 import { readCatalog, type CatalogColumn, type CatalogTable } from './schema.ts'
 import { bulkFormats, cellText, textOf } from './types.ts'
 
@@ -109,7 +109,7 @@ export async function openReader(
     async ranges(schema, rows, signal) {
       const { table, key } = tableOf(schema)
       const whole: Range = { table: schema.table, estimatedRows: table.estimatedRows }
-      if (!isRangeable(key)) return [whole]
+      if (!isRangeable(key) || rangesOf(rows, table.estimatedRows) < 2) return [whole]
       const bounds: string[] = []
       const pieces = read(table, signal, async function* (using) {
         yield await readBounds(using, schema.table, key, rows, table.estimatedRows)
