@@ -1,6 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { statusBoard, type Board } from './admin/board.ts'
 import { watermarkTrail } from './admin/lag.ts'
+import { schemaReader } from './avro/schema-ids.ts'
+import { schemasTopic } from './change-log/topics.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import { holder, leases, type Lease, type Leases } from './coordinate/lease.ts'
 import type { StateStore } from './coordinate/state-store.ts'
@@ -176,6 +178,7 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   const run: Run = {
     ...common,
     changeLog,
+    schemas: schemaReader(changeLog, schemasTopic(config.name)),
     sink,
     tables,
     partitions,

@@ -4,12 +4,11 @@ import type { WatermarkTrail } from './admin/lag.ts'
 import { applyLane } from './apply/apply.ts'
 import { createBatcher, type Batcher } from './apply/batcher.ts'
 import { demandKnown } from './apply/known-log.ts'
-import { schemaReader } from './avro/schema-ids.ts'
+import type { SchemaReader } from './avro/schema-ids.ts'
 import { capture, demandEnds, readTail } from './capture/capture.ts'
 import { followWatermarks } from './capture/follow.ts'
 import { createPublisher } from './capture/publisher.ts'
 import type { ChangeLog } from './change-log/change-log.ts'
-import { schemasTopic } from './change-log/topics.ts'
 import { heartbeatPrefix, type Sink, type Snapshot, type Source } from './connector.ts'
 import type { Leases } from './coordinate/lease.ts'
 import type { StateStore } from './coordinate/state-store.ts'
@@ -49,6 +48,8 @@ export type Common = {
 /** What lasts from one set-up to its end. */
 export type Run = Common & {
   readonly changeLog: ChangeLog
+  /** One for all lanes: with thousands of tables it is what takes most time and memory at a start. */
+  readonly schemas: SchemaReader
   readonly sink: Sink
   readonly tables: readonly Registered[]
   readonly partitions: readonly TopicPartition[]
@@ -109,11 +110,10 @@ export async function laneTask(
   signal: AbortSignal,
   progressed: () => void,
 ): Promise<void> {
-  const { parts, changeLog, batchers, halt } = run
+  const { parts, changeLog, schemas, batchers, halt } = run
   const { batchRows, batchBytes } = parts.config.apply
   await using sink = await parts.sink(signal)
   await using lane = await sink.lane(signal)
-  const schemas = schemaReader(changeLog, schemasTopic(parts.config.name))
   const checkpoints = await lane.claim(mine, 0, signal)
   failpoint('apply.after-claim')
   const offsets = checkpoints.reduce((sum, { offset }) => sum + offset, 0)

@@ -173,5 +173,9 @@ export function canonical(avro: unknown): string {
 
 /** A schema's id where no registry gives one: 31 bits of the SHA-256 of its canonical text, never 0. */
 export function fingerprint(avro: object): number {
-  return createHash('sha256').update(canonical(avro)).digest().readUInt32BE(0) >>> 1 || 1
+  return fingerprintOf(canonical(avro))
+}
+/** Of its canonical text. */
+export function fingerprintOf(text: string): number {
+  return createHash('sha256').update(text).digest().readUInt32BE(0) >>> 1 || 1
 }

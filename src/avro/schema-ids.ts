@@ -6,7 +6,7 @@ import { Failure } from '../errors.ts'
 import { controlKeySchema, controlSchema } from './control-schema.ts'
 import { compileDecoder, strangerNext } from './decoder.ts'
 import { compileEncoder } from './encoder.ts'
-import { canonical, fingerprint, keySchema, valueSchema } from './envelope.ts'
+import { canonical, fingerprintOf, keySchema, valueSchema } from './envelope.ts'
 
 /** One record of the schemas topic, which is compacted by its key, the id. */
 export type SchemaRecord = { readonly key: Uint8Array; readonly value: Uint8Array }
@@ -15,7 +15,7 @@ type SchemaWriter = {
    *  a schema brings any. `topic` names the subjects a registry would use. */
   encoder(schema: TableSchema, topic?: string): { readonly encoder: Encoder; readonly fresh: readonly SchemaRecord[] }
 }
-type SchemaReader = {
+export type SchemaReader = {
   decoder(id: number): Decoder | undefined
   /** Reads the schemas topic on until `decoder` knows the id; calls may overlap. LOG_GAP if it does not come in time. `at`: the record that names it. */
   load(id: number, signal: AbortSignal, at?: Offset): Promise<void>
@@ -25,8 +25,9 @@ export function schemaWriter(): SchemaWriter {
   const known = new Map<number, string>()
   const tables = new Map<TableSchema, { readonly encoder: Encoder; readonly fresh: readonly SchemaRecord[] }>()
   const announce = (avro: object, subject: string): readonly SchemaRecord[] => {
-    const id = fingerprint(avro)
-    if (!register(known, id, canonical(avro))) return []
+    const text = canonical(avro)
+    const id = fingerprintOf(text)
+    if (!register(known, id, text)) return []
     return [schemaRecord(id, subject, avro)]
   }
   return {
@@ -55,7 +56,7 @@ export function schemaReader(log: ChangeLog, topic: string, { wait = 30_000 }: {
     for (const batch of await log.fetch([{ topic, partition: 0, offset: next }], maxWait, signal)) {
       for (let i = 0; i < batch.count; i++) {
         const entry = readRecord(batch, i)
-        if (entry === undefined || !register(known, entry.id, canonical(entry.avro)) || !entry.envelope) continue
+        if (entry === undefined || !register(known, entry.id, entry.text) || !entry.envelope) continue
         decoders.set(entry.id, compileDecoder(entry.avro))
       }
       next = batch.next
@@ -115,17 +116,21 @@ const named = z.looseObject({ name: z.string(), crossfade: z.unknown().optional(
 const keyText = /^\{"id":\d+\}$/
 
 /** Undefined: no record of ours; others may have written to the topic. */
-function readRecord(batch: FetchedBatch, i: number): { id: number; avro: object; envelope: boolean } | undefined {
+function readRecord(
+  batch: FetchedBatch,
+  i: number,
+): { id: number; avro: object; text: string; envelope: boolean } | undefined {
   const keyStart = batch.bounds[4 * i] ?? -1
   const start = batch.bounds[4 * i + 2] ?? -1
   if (keyStart < 0 || start < 0) return undefined
   if (!keyText.test(Buffer.from(batch.bytes.subarray(keyStart, batch.bounds[4 * i + 1])).toString())) return undefined
-  const text = Buffer.from(batch.bytes.subarray(start, batch.bounds[4 * i + 3])).toString()
+  const value = Buffer.from(batch.bytes.subarray(start, batch.bounds[4 * i + 3])).toString()
   try {
-    const { id, schema } = stored.parse(JSON.parse(text))
+    const { id, schema } = stored.parse(JSON.parse(value))
     const avro = named.parse(JSON.parse(schema))
-    if (fingerprint(avro) !== id) throw new RangeError('the id is not the schema’s')
-    return { id, avro, envelope: avro.name === 'Envelope' }
+    const text = canonical(avro)
+    if (fingerprintOf(text) !== id) throw new RangeError('the id is not the schema’s')
+    return { id, avro, text, envelope: avro.name === 'Envelope' }
   } catch (cause) {
     throw new Failure('LOG_DAMAGED', {
       object: `${batch.topic} at offset ${batch.offsets[i]}`,
