@@ -171,6 +171,9 @@ async function findTools(needed: number, signal: AbortSignal): Promise<{ dir: st
   return found.toSorted((a, b) => a.version - b.version)[0]
 }
 
+/** A network that swallows everything ends it within half a minute, as it ends our own connections. */
+const patience = 'keepalives=1 keepalives_idle=10 keepalives_interval=5 keepalives_count=4 tcp_user_timeout=30000'
+
 /** How libpq gets there: the password by the environment, never as an argument; the server proved as in our own connections. */
 function access(
   config: PostgresConfig,
@@ -199,6 +202,6 @@ function access(
   }
   // As parts of one value, so that a name with an equals sign stays a name.
   const quote = (text: string): string => `'${text.replaceAll('\\', '\\\\').replaceAll("'", "\\'")}'`
-  const target = `host=${quote(config.host)} port=${config.port} user=${quote(config.user)} dbname=${quote(config.database)}`
+  const target = `host=${quote(config.host)} port=${config.port} user=${quote(config.user)} dbname=${quote(config.database)} ${patience}`
   return { env, args: ['--no-password', `--dbname=${target}`] }
 }

@@ -140,6 +140,24 @@ describe('definitions by tables', needs('pg'), () => {
   })
 })
 
+test('a dump ends with its connection, when a network swallows everything', needs('pg'), async (t) => {
+  const source = parse({ url: await (await postgres(18)).database('ddl') })
+  const dir = await mkdtemp(join(tmpdir(), 'crossfade-tools-'))
+  const path = process.env['PATH']
+  t.after(async () => {
+    process.env['PATH'] = path
+    await rm(dir, { recursive: true })
+  })
+  for (const tool of ['pg_dump', 'pg_restore']) {
+    const script = `#!/bin/sh\nif [ "$1" = --version ]; then echo 'x (PostgreSQL) 99'; else echo "$@" > ${dir}/asked; exit 1; fi\n`
+    await writeFile(join(dir, tool), script, { mode: 0o755 })
+  }
+  process.env['PATH'] = `${dir}:${path}`
+  await assert.rejects(readDdl(source, [], 'dump', signal))
+  const asked = await readFile(join(dir, 'asked'), 'utf8')
+  assert.match(asked, /keepalives_idle=10 keepalives_interval=5 keepalives_count=4 tcp_user_timeout=30000/)
+})
+
 test('a dump is refused where no tool is new enough', needs('pg'), async () => {
   const source = parse({ url: await (await postgres()).database('ddl') })
   await assert.rejects(
