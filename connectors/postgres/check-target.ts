@@ -13,14 +13,14 @@ import {
   type ServerRow,
 } from './check-queries.ts'
 import { checkVersion, finding } from './check.ts'
-import { mapError } from './errors.ts'
 import { fits } from './fits.ts'
+import { namingLockers } from './lockers.ts'
 import { ident, qualified, selectUniqueIndexes, type IndexRow } from './queries.ts'
 import { isImplied, readCatalog, type CatalogTable } from './schema.ts'
 
-/** The preflight of a target for these tables. Changes nothing. Tables that are missing are no blocker: they may be made. */
+/** The preflight of a target for these tables, under a lock_timeout. Changes nothing. Tables that are missing are no blocker: they may be made. */
 export async function checkTarget(client: pg.Client, tables: readonly TableSchema[]): Promise<readonly Finding[]> {
-  try {
+  return await namingLockers(client, async () => {
     const server = await selectServer(client)
     const writer = await selectWriter(client)
     if (!server || !writer)
@@ -68,14 +68,12 @@ export async function checkTarget(client: pg.Client, tables: readonly TableSchem
     )
     found.push(...(await checkPresent(client, server, tables)))
     return found
-  } catch (error) {
-    throw mapError(error)
-  }
+  })
 }
 
 /** A blocker for each of the tables that is there and holds rows. */
 export async function checkOccupied(client: pg.Client, tables: readonly TableSchema[]): Promise<readonly Finding[]> {
-  try {
+  return await namingLockers(client, async () => {
     const objects = await selectObjects(
       client,
       tables.map((schema) => schema.table),
@@ -92,9 +90,7 @@ export async function checkOccupied(client: pg.Client, tables: readonly TableSch
         `TRUNCATE ${qualified(table)}; -- at the target, if nobody needs its rows`,
       )
     })
-  } catch (error) {
-    throw mapError(error)
-  }
+  })
 }
 
 async function checkPresent(

@@ -11,7 +11,7 @@ import {
   type ServerRow,
 } from './check-queries.ts'
 import { checkTypes } from './check-types.ts'
-import { mapError } from './errors.ts'
+import { namingLockers } from './lockers.ts'
 import { ident, literal, qualified } from './queries.ts'
 import { isRangeable } from './ranges.ts'
 import { readCatalog, readLeftOut, tableSchema, type CatalogTable } from './schema.ts'
@@ -31,13 +31,13 @@ export function finding(
   return { id, level, observed, needed, ...(remedy === undefined ? {} : { remedy }) }
 }
 
-/** The preflight of a source. Changes nothing; what could not be asked is `unknown`. */
+/** The preflight of a source, under a lock_timeout. Changes nothing; what could not be asked is `unknown`. */
 export async function checkSource(
   client: pg.Client,
   filter: TableFilter,
   pipeline: string,
 ): Promise<readonly Finding[]> {
-  try {
+  return await namingLockers(client, async () => {
     const server = await selectServer(client)
     if (!server) return [finding('source.role', 'unknown', 'the role is not in pg_roles', 'a role of the server')]
     const tables = await readCatalog(client, filter)
@@ -51,9 +51,7 @@ export async function checkSource(
       ...(await checkTypes(client, tables)),
       ...(await checkOthers(client, server, filter)),
     ]
-  } catch (error) {
-    throw mapError(error)
-  }
+  })
 }
 
 export function checkVersion(end: 'source' | 'target', server: ServerRow): readonly Finding[] {

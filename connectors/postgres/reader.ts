@@ -7,6 +7,7 @@ import { close, connect, type PostgresConfig } from './config.ts'
 import { copyOut, destroy } from './copy-out.ts'
 import { copyRows } from './copy-rows.ts'
 import { mapError, sqlState } from './errors.ts'
+import { lookLimitMs } from './lockers.ts'
 import { beginReading, ident, literal, qualified } from './queries.ts'
 import { isRangeable, rangeCondition, rangesOf, readBounds } from './ranges.ts'
 import { readCatalog, type CatalogColumn, type CatalogTable } from './schema.ts'
@@ -29,7 +30,8 @@ export async function openReader(
   )
 
   function session(signal: AbortSignal): Promise<pg.Client> {
-    return connect(config, { name: 'reader', pipeline }, signal)
+    // A copy waits for a table as long as its snapshot lives; who looks at this moment is told that he has to.
+    return connect(config, { name: 'reader', pipeline, lockTimeoutMs: at === 'now' ? lookLimitMs : 0 }, signal)
   }
 
   /** In a transaction that sees the snapshot, holds the table as it is, and has proved that it is the table the snapshot saw (H4). */

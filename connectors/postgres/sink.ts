@@ -8,6 +8,7 @@ import { controlConnection } from './control.ts'
 import { applyDdl } from './ddl.ts'
 import { mapError, sqlState } from './errors.ts'
 import { failpoint } from '../../src/failpoint.ts'
+import { lookLimitMs, namingLockers } from './lockers.ts'
 import { openLane } from './lane.ts'
 import { prepareSession, session, targetTables, type Targets } from './lane-session.ts'
 import { selectIdentity } from './queries.ts'
@@ -28,7 +29,9 @@ import {
 export async function openSink(config: PostgresConfig, context: Context, signal: AbortSignal): Promise<Sink> {
   const { pipeline } = context
   const targets = targetTables()
-  const control = controlConnection((given) => connect(config, { name: 'control', pipeline }, given))
+  const control = controlConnection((given) =>
+    connect(config, { name: 'control', pipeline, lockTimeoutMs: lookLimitMs }, given),
+  )
   await control.use(signal, async () => {})
   return {
     identity: async (given) => await control.use(given, async (client) => await selectIdentity(client)),
@@ -36,7 +39,7 @@ export async function openSink(config: PostgresConfig, context: Context, signal:
     occupied: async (tables, given) => await control.use(given, async (client) => await checkOccupied(client, tables)),
     present: async (tables, given) =>
       await control.use(given, async (client) => {
-        await targets.refresh(client)
+        await namingLockers(client, async () => await targets.refresh(client))
         return tables.map(({ table }) => table).filter((table) => targets.get(table) !== undefined)
       }),
     async prepare(_, phase, ddl, given) {

@@ -10,6 +10,7 @@ import { checkSource } from './check.ts'
 import { close, connect, endWhenSilent, replicationOptions, type PostgresConfig } from './config.ts'
 import { readDdl } from './ddl.ts'
 import { checkPlace, followTimeline } from './divergence.ts'
+import { lookLimitMs, namingLockers } from './lockers.ts'
 import { parseLsn, positionOf, snapshotPosition } from './position.ts'
 import { qualified, selectIdentity } from './queries.ts'
 import { openReader } from './reader.ts'
@@ -52,7 +53,7 @@ export async function openSource(
 ): Promise<Source> {
   const { pipeline } = context
   const name = `crossfade_${pipeline}`
-  const control = await connect(config, { name: 'source', pipeline, lockTimeoutMs: 10_000 }, signal)
+  const control = await connect(config, { name: 'source', pipeline, lockTimeoutMs: lookLimitMs }, signal)
   const seen = visibility()
   const stop = new AbortController()
   const serverVersion = await ask(selectServerVersion(control), signal).catch(async (error: unknown) => {
@@ -144,7 +145,8 @@ export async function openSource(
       return [...findings, ...(await ask(checkStart(control, name, tables, startAt, serverVersion), signal))]
     },
     async tables(filter, signal) {
-      const catalog = await ask(readCatalog(control, filter), signal)
+      const looked = namingLockers(control, async () => await readCatalog(control, filter))
+      const catalog = await ask(looked, signal)
       return catalog.map((table) => tableSchema(table, 1))
     },
     versions: async (signal) => ((await retention.load(signal))?.versions ?? []).map(({ schema }) => schema),

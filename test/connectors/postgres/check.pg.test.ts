@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
 import type pg from 'pg'
-import { checkTarget } from '../../../connectors/postgres/check-target.ts'
+import { checkOccupied, checkTarget } from '../../../connectors/postgres/check-target.ts'
 import { checkSource } from '../../../connectors/postgres/check.ts'
 import { connect, parse, type PostgresConfig } from '../../../connectors/postgres/config.ts'
 import { readCatalog, tableSchema } from '../../../connectors/postgres/schema.ts'
 import type { Finding } from '../../../src/connector.ts'
+import { Failure } from '../../../src/errors.ts'
 import type { TableId, TableSchema } from '../../../src/model.ts'
 import { startPostgres } from '../../support/postgres.ts'
 import { needs, postgres } from '../../support/servers.ts'
@@ -54,6 +55,38 @@ for (const version of [18, 14] as const) {
       const found = await source(admin, 'ready')
       assert.deepEqual(blockers(found), [])
       assert.ok(found.some((finding) => finding.id === 'source.wal_level' && finding.level === 'ok'))
+    })
+
+    test('a table that somebody has locked for himself is named with who it is and what to do, not waited for', async () => {
+      await admin.query('create schema locked; create table locked.t (id int primary key)')
+      const known = await schemas(({ schema }) => schema === 'locked')
+      const locker = await connect(config, { name: 'test' }, signal)
+      const looker = await connect(config, { name: 'test', lockTimeoutMs: 300 }, signal)
+      try {
+        const looks = {
+          source: async () => await source(looker, 'locked'),
+          target: async () => await checkTarget(looker, known),
+          occupied: async () => await checkOccupied(looker, known),
+        }
+        for (const [what, look] of Object.entries(looks)) {
+          await locker.query('begin; lock table locked.t')
+          const { rows } = await locker.query<{ pid: number }>('select pg_backend_pid() as pid')
+          await assert.rejects(look(), (error) => {
+            assert.ok(error instanceof Failure && error.code === 'SERVER_BUSY', `${what}: ${String(error)}`)
+            assert.equal(error.facts.object, 'locked.t')
+            assert.match(
+              error.facts.observed ?? '',
+              new RegExp(`process ${rows[0]?.pid} .*idle in transaction for \\d+ s`),
+            )
+            assert.match(error.facts.next ?? '', new RegExp(`pg_terminate_backend\\(${rows[0]?.pid}\\)`))
+            return true
+          })
+          await locker.query('rollback')
+          await look()
+        }
+      } finally {
+        await Promise.all([locker.end(), looker.end()])
+      }
     })
 
     test('no table is a blocker', async () => {
