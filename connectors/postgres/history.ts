@@ -59,7 +59,8 @@ export type HistoryOptions = {
   readonly after: Position
   /** A look taken when the stream begins. */
   readonly looked: Shapes
-  readonly look: (signal: AbortSignal) => Promise<Shapes>
+  /** At all tables, or at `only` that one. */
+  readonly look: (signal: AbortSignal, only?: number) => Promise<Shapes>
   /** Records how tables that were not changed are now; may fail, and is then done another time. */
   readonly keep: (shapes: readonly Shape[]) => Promise<void>
   readonly typeName: (type: number, typmod: number) => Promise<string>
@@ -93,6 +94,8 @@ class TableHistory implements Tables {
   readonly #tables = new Map<number, Table>()
   #looked: Shapes
   #shapes = new Map<number, Shape>()
+  /** What a newer look at one table saw, which showed it as before: among thousands of tables not each row of another one costs a look at all. */
+  readonly #newer = new Map<number, Shapes['transactions']>()
   /** Tables that the last look shows changed since their newest version, all of whose versions are in force. */
   #differing: readonly number[] = []
   /** Tables that it shows touched, and not changed: known so from the place on that the look saw. */
@@ -120,7 +123,8 @@ class TableHistory implements Tables {
     const next = table.versions[table.at + 1]
     if (next !== undefined && compareMarks(next.from, mark) <= 0) return this.#enter(table, next, mark)
     const current = inForce(table)
-    if (!isOpen(xid, this.#looked.transactions) || (this.#waived.oid === relation.oid && this.#waived.xid === xid)) {
+    const seen = this.#newer.get(relation.oid) ?? this.#looked.transactions
+    if (!isOpen(xid, seen) || (this.#waived.oid === relation.oid && this.#waived.xid === xid)) {
       const now = this.#shapes.get(relation.oid)
       const why = now && unfollowable(table.base, now, keyOf(current.schema, current.shape))
       if (why !== undefined) return changed(current, why, now)
@@ -168,8 +172,11 @@ class TableHistory implements Tables {
     const table = this.#tables.get(relation.oid)
     if (table === undefined) return
     for (;;) {
-      const looked = await this.#options.look(signal)
-      this.#see(looked)
+      let looked = await this.#options.look(signal, relation.oid)
+      const [now] = looked.tables
+      if (now !== undefined && JSON.stringify(now) === JSON.stringify(this.#shapes.get(relation.oid)))
+        this.#newer.set(relation.oid, looked.transactions)
+      else this.#see((looked = await this.#options.look(signal)))
       if (!isOpen(xid, looked.transactions)) break
       // Committed in the log, and not visible yet: it waits for a standby. What others did to the table before is.
       if (relationDifference(relation, inForce(table).shape) === undefined) {
@@ -262,6 +269,7 @@ class TableHistory implements Tables {
 
   #see(looked: Shapes): void {
     this.#looked = looked
+    this.#newer.clear()
     this.#shapes = new Map(looked.tables.map((shape) => [shape.oid, shape]))
     this.#steady.clear()
     this.#differing = [...this.#tables].flatMap(([oid, table]) => {

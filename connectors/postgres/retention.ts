@@ -49,7 +49,8 @@ export interface Retention {
   /** The record as it stands in the store; several sources of one pipeline share it. */
   readonly load: (signal: AbortSignal) => Promise<Retained | undefined>
   readonly slot: (signal: AbortSignal) => Promise<SlotRow>
-  readonly shapes: (signal: AbortSignal) => Promise<Shapes>
+  /** A look at all published tables, or at `only` that one. */
+  readonly shapes: (signal: AbortSignal, only?: number) => Promise<Shapes>
   /** Another one whenever others changed publication or tables. */
   readonly digest: (signal: AbortSignal) => Promise<string | undefined>
   readonly retain: (tables: readonly TableSchema[], signal: AbortSignal) => Promise<Snapshot | undefined>
@@ -121,8 +122,8 @@ export function openRetention({
     if (!row) throw new Failure('PUBLICATION_CHANGED', { object: publication, observed: 'it was dropped' })
     return row
   }
-  async function shapes(signal: AbortSignal): Promise<Shapes> {
-    return await ask(selectShapes(control, name), signal, publication)
+  async function shapes(signal: AbortSignal, only?: number): Promise<Shapes> {
+    return await ask(selectShapes(control, name, only), signal, publication)
   }
   async function digestNow(signal: AbortSignal): Promise<string | undefined> {
     return await ask(selectPublicationDigest(control, name, serverVersion), signal, publication)

@@ -270,7 +270,8 @@ export type Shape = PublishedRow & {
 }
 /** `transactions`: what the look saw. `lsn`: all it saw was written before. */
 export type Shapes = { readonly transactions: Transactions; readonly lsn: string; readonly tables: readonly Shape[] }
-export async function selectShapes(client: pg.ClientBase, publication: string): Promise<Shapes> {
+/** Of all tables of the publication, or of `only` that one. */
+export async function selectShapes(client: pg.ClientBase, publication: string, only?: number): Promise<Shapes> {
   const { rows } = await client.query<{ snapshot: string; lsn: string; tables: Shape[] }>(
     `select pg_current_snapshot()::text as snapshot, pg_current_wal_insert_lsn()::text as lsn, coalesce((
        select json_agg(to_jsonb(x) || jsonb_build_object(
@@ -294,9 +295,9 @@ export async function selectShapes(client: pg.ClientBase, publication: string): 
              from pg_attribute a join pg_type t on t.oid = a.atttypid
              left join pg_attrdef f on f.adrelid = a.attrelid and f.adnum = a.attnum
             where a.attrelid = x.oid and a.attnum > 0 and not a.attisdropped), '[]')) order by x.oid)
-         from (${published}) x), '[]') as tables
+         from (${published}${only === undefined ? '' : ' and r.prrelid = $2'}) x), '[]') as tables
        from pg_publication p where p.pubname = $1`,
-    [publication],
+    only === undefined ? [publication] : [publication, only],
   )
   const found = rows[0]
   return {
