@@ -1,6 +1,6 @@
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import type { Finding, Sink } from './connector.ts'
-import type { StateStore } from './coordinate/state-store.ts'
+import { putAlone, type StateStore } from './coordinate/state-store.ts'
 import { tableName, type TableSchema } from './model.ts'
 import { registeredTables } from './registry.ts'
 
@@ -14,7 +14,7 @@ export async function readBegun(store: StateStore, signal: AbortSignal): Promise
 }
 
 export async function writeBegun(store: StateStore, begun: Begun, signal: AbortSignal): Promise<void> {
-  await store.put(key, begun, 0, signal)
+  await putAlone(store, key, begun, 0, signal)
 }
 
 /** What the configuration now asks of a begun pipeline and cannot have: another place to start at, and in mode `incremental` tables whose rows at the
