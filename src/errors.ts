@@ -149,7 +149,7 @@ export const codes: Readonly<Record<ErrorCode, Code>> = {
   INTERRUPTED: {
     policy: 'stop',
     exit: 130,
-    meaning: 'Stopped at once by a second signal',
+    meaning: 'Stopped by a signal',
     next: 'Run again: it carries on where it was',
   },
   BUG: {

@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { findPackageJSON } from 'node:module'
 import { constants } from 'node:os'
+import { relative } from 'node:path'
 import pino from 'pino'
 import { connectors } from '../connectors/index.ts'
 import { runCli, type Host } from './cli/commands.ts'
@@ -17,6 +18,15 @@ function version(): string {
   const file = findPackageJSON(import.meta.url)
   const { version } = JSON.parse(readFileSync(file ?? '', 'utf8')) as { readonly version: string }
   return version
+}
+
+/** `npm run crossfade -- check` and `npx crossfade check` say what they are; `node <path> check` is seen. */
+function typed(): string {
+  const { npm_lifecycle_event: script, npm_command: command } = process.env
+  if (script === 'crossfade') return 'npm run -s crossfade --'
+  if (command === 'exec' && script === 'npx') return 'npx crossfade'
+  const path = process.argv[1] ?? ''
+  return path.endsWith('.ts') ? `node ${relative(process.cwd(), path)}` : 'crossfade'
 }
 
 const stop = new AbortController()
@@ -62,6 +72,7 @@ process.on('uncaughtException', (error) => {
 
 const host: Host = {
   version: version(),
+  typed: typed(),
   env: process.env,
   // Package managers change the folder and say where they were called from.
   cwd: process.env['INIT_CWD'] ?? process.cwd(),

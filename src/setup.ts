@@ -312,7 +312,8 @@ async function schemaStyle(
     } catch (error) {
       const failure = asFailure(error)
       if (failure.code !== 'UNSUPPORTED') throw failure
-      log.info({ why: failure.facts.observed }, 'the schema is copied by its tables, not by a dump')
+      const { object, observed } = failure.facts
+      log.info({ why: [object, observed].join(': ') }, 'the schema is copied by its tables, not by a dump')
       return 'tables'
     }
   }

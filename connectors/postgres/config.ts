@@ -35,21 +35,26 @@ type SessionOptions = {
   /** Default: none. */
   readonly lockTimeoutMs?: number
 }
-/** What a bad key is and what is wrong with it; `cause` of the CONFIG_INVALID that `parse` throws. */
-type ConfigProblem = { readonly path: readonly string[]; readonly message: string }
+/** What a bad key is and what is wrong with it; `cause` of the CONFIG_INVALID that `parse` throws. `known`: the keys there are beside an unknown one;
+ *  `needed`: what a missing one is. */
+type ConfigProblem = {
+  readonly path: readonly string[]
+  readonly message: string
+  readonly known?: readonly string[]
+  readonly needed?: string
+}
 
-const file = z.string().min(1)
-const shape = z.strictObject({
-  url: z.string().min(1),
-  tls: z
-    .strictObject({
-      ca: file.optional(),
-      cert: file.optional(),
-      key: file.optional(),
-      allowInsecure: z.string().optional(),
-    })
-    .optional(),
-})
+const urlForm = 'postgres://user@host:5432/database'
+const kind =
+  (what: string) =>
+  ({ input }: { readonly input?: unknown }): string =>
+    input === undefined ? 'missing' : `has to be ${what}`
+const text = () => z.string({ error: kind('a text') }).min(1, { error: 'must not be empty' })
+const tlsShape = z.strictObject(
+  { ca: text().optional(), cert: text().optional(), key: text().optional(), allowInsecure: text().optional() },
+  { error: kind('a mapping of keys to values') },
+)
+const shape = z.strictObject({ url: text(), tls: tlsShape.optional() })
 const sslModes = ['disable', 'allow', 'prefer', 'require', 'verify-ca', 'verify-full', 'no-verify']
 const connectionTimeoutMs = 10_000
 
@@ -58,11 +63,13 @@ export function parse(raw: unknown): PostgresConfig {
   const parsed = shape.safeParse(raw)
   if (!parsed.success) {
     throw invalid(
-      parsed.error.issues.flatMap((issue) => {
+      parsed.error.issues.flatMap((issue): readonly ConfigProblem[] => {
         const path = issue.path.map(String)
-        if (issue.code === 'unrecognized_keys')
-          return issue.keys.map((key) => ({ path: [...path, key], message: 'unknown key' }))
-        return [{ path, message: issue.message }]
+        if (issue.code === 'unrecognized_keys') {
+          const known = Object.keys((path[0] === 'tls' ? tlsShape : shape).shape)
+          return issue.keys.map((key) => ({ path: [...path, key], message: 'unknown key', known }))
+        }
+        return [{ path, message: issue.message, ...(path[0] === 'url' && { needed: urlForm }) }]
       }),
     )
   }
@@ -71,7 +78,7 @@ export function parse(raw: unknown): PostgresConfig {
   const { url: text, tls = {} } = parsed.data
   const url = URL.canParse(text) ? new URL(text) : undefined
   if (!url || (url.protocol !== 'postgres:' && url.protocol !== 'postgresql:') || url.hostname === '') {
-    throw invalid([{ path: ['url'], message: 'needs the form postgres://user@host:5432/database' }])
+    throw invalid([{ path: ['url'], message: `needs the form ${urlForm}` }])
   }
   const host = url.hostname.replace(/^\[(.*)\]$/, '$1')
   const files = { ca: tls.ca, cert: tls.cert, key: tls.key }

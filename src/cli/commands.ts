@@ -17,6 +17,8 @@ import { renderStatus } from './status.ts'
 /** What a command needs of the world; `main.ts` gives the real one. */
 export type Host = {
   readonly version: string
+  /** What was typed before the command's name, so that a next step can be copied: `crossfade`, or a script of a package. */
+  readonly typed: string
   readonly env: Readonly<Record<string, string | undefined>>
   /** The folder that files are named from. */
   readonly cwd: string
@@ -152,12 +154,13 @@ async function load(call: Call): Promise<LoadedConfig> {
 const quietly = (call: Call): Logger => call.host.logger({ level: 'warn', mask: call.mask })
 
 async function init({ host, file, json }: Call): Promise<number> {
+  const { typed } = host
   const shown = relative(host.cwd, file) || file
   if (existsSync(file)) {
     throw new Failure('USAGE', {
       object: shown,
       observed: 'the file exists, and is left as it is',
-      next: `Name another one: crossfade init ${shown.replace(/(\.ya?ml)?$/, '-2.yaml')}`,
+      next: `Name another one: ${typed} init ${shown.replace(/(\.ya?ml)?$/, '-2.yaml')}`,
     })
   }
   const schema = join(dirname(file), '.crossfade', 'schema.json')
@@ -173,8 +176,8 @@ async function init({ host, file, json }: Call): Promise<number> {
     const argument = shown === defaultFile ? '' : ` ${shown}`
     host.out.write(`Wrote ${shown}. Next:\n
   export SOURCE_URL=${type}://user@host/database TARGET_URL=${type}://user@host/database
-  crossfade check${argument}
-  crossfade run${argument}\n`)
+  ${typed} check${argument}
+  ${typed} run${argument}\n`)
   }
   return 0
 }
@@ -216,7 +219,7 @@ async function run(call: Call): Promise<number> {
     view.end()
   }
   if (json) host.out.write(`${JSON.stringify({ v: 1, pipeline: config.name, outcome })}\n`)
-  else host.out.write(`${farewell(config.name, outcome, last, host.out.paint)}\n`)
+  else host.out.write(`${farewell(config.name, outcome, last, host)}\n`)
   return 0
 }
 
@@ -233,10 +236,11 @@ function sizeOf(screen: Screen): Omit<Screen, 'write'> {
   }
 }
 
-function farewell(name: string, outcome: 'complete' | 'stopped', last: Status | undefined, paint: Paint): string {
+function farewell(name: string, outcome: 'complete' | 'stopped', last: Status | undefined, host: Host): string {
+  const { paint } = host.out
   return outcome === 'complete'
     ? `${paint('green', '✓')} ${name} is complete: ${copiedText(last?.tables ?? [])}.`
-    : `${paint('green', '✓')} ${name} stopped cleanly. crossfade run carries on from here.`
+    : `${paint('green', '✓')} ${name} stopped cleanly. ${host.typed} run carries on from here.`
 }
 
 async function status(call: Call): Promise<number> {

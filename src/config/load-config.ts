@@ -16,6 +16,7 @@ import {
 } from 'yaml'
 import type { Connector } from '../connector.ts'
 import { asFailure, Failure, type Facts } from '../errors.ts'
+import { nearest } from './near.ts'
 import { fileConfig, type FileConfig, type PipelineConfig } from './pipeline-config.ts'
 import { problemsOf, unknownKey, type Path, type Problem } from './problems.ts'
 import { isSecretKey, masker, resolveReferences, secretsOf } from './references.ts'
@@ -142,7 +143,15 @@ function read(file: string, shown: string): string {
 }
 
 /** The first error only: those after it are its consequences. What the parser met is not repeated, it may be a secret. */
-function notYaml({ message, pos: [offset] }: YAMLParseError, text: string, place: (offset: number) => string): Facts {
+function notYaml(
+  { code, message, pos: [offset] }: YAMLParseError,
+  text: string,
+  place: (offset: number) => string,
+): Facts {
+  if (code === 'DUPLICATE_KEY') {
+    const [key = ''] = /^[^:\s,{}]*/.exec(text.slice(offset)) ?? []
+    return { object: place(offset), observed: `the key ${key} is there twice`, next: `Remove one ${key}` }
+  }
   const [start, end] = [text.lastIndexOf('\n', offset - 1) + 1, text.indexOf('\n', offset)]
   const line = text.slice(start, end < 0 ? undefined : end)
   return {
@@ -233,18 +242,29 @@ async function endpointProblems(
   return problems
 }
 
-/** A connector lists its bad keys as the `cause`: `{ path, message }` each. Otherwise its whole text is about the mapping. */
+/** A connector lists its bad keys as the `cause`: `{ path, message }` each, with `known` keys beside an unknown one, and what is `needed`. Otherwise its
+ *  whole text is about the mapping. */
 function connectorProblems(role: string, { facts }: Failure): readonly Problem[] {
   const listed = Array.isArray(facts.cause) ? (facts.cause as readonly unknown[]) : []
+  /** Keys that an unknown one stands for: that they are missing goes without saying. */
+  const mistyped = new Set<string>()
   const problems = listed.flatMap((item): readonly Problem[] => {
     if (typeof item !== 'object' || item === null || !('path' in item) || !('message' in item)) return []
     const path = [role, ...(Array.isArray(item.path) ? (item.path as readonly (string | number)[]) : [])]
     const message = String(item.message)
     const key = path.at(-1)
-    if (message === 'unknown key' && key !== undefined) return [unknownKey(path.slice(0, -1), String(key), [])]
-    return [{ path, on: 'value', observed: message }]
+    const known = 'known' in item && Array.isArray(item.known) ? item.known.map(String) : []
+    if (message === 'unknown key' && key !== undefined) {
+      const meant = nearest(String(key), known)
+      if (meant !== undefined) mistyped.add([...path.slice(0, -1), meant].join('.'))
+      return [unknownKey(path.slice(0, -1), String(key), known)]
+    }
+    const needed = 'needed' in item && typeof item.needed === 'string' ? { needed: item.needed } : {}
+    const next = message === 'missing' && key !== undefined ? { next: `Add ${key}: …` } : {}
+    return [{ path, on: 'value', observed: message, ...needed, ...next }]
   })
-  if (problems.length > 0) return problems
+  if (problems.length > 0)
+    return problems.filter(({ path, observed }) => observed !== 'missing' || !mistyped.has(path.join('.')))
   return [
     {
       path: [role, 'type'],

@@ -161,10 +161,13 @@ const definition = z
       description:
         '`full`: copy, stream until the copy is consistent, end. `incremental`: changes only; the target already holds the data as of the start. `hybrid`: copy, then changes for as long as it runs.',
     }),
-    startAt: text().optional().meta({
-      description:
-        '`incremental` only: the place in the source’s log as of which the target holds the data, as the source prints it, like `16/B374D848`. A slot and a publication, both called `crossfade_<name>` and made by hand, the publication first, must keep the changes from there on. Without it: the place of the slot that the first start makes.',
-    }),
+    startAt: text()
+      .optional()
+      .meta({
+        examples: ['16/B374D848'],
+        description:
+          '`incremental` only: the place in the source’s log as of which the target holds the data, as the source prints it, like `16/B374D848`. A slot and a publication, both called `crossfade_<name>` and made by hand, the publication first, must keep the changes from there on. Without it: the place of the slot that the first start makes.',
+      }),
     source: endpoint('Database that is read. `type` names the connector; the other keys are its own, below.'),
     target: endpoint('Database that is written.'),
     state: endpoint('Database for leases, tasks and journal; default: the target.').optional(),
@@ -237,6 +240,7 @@ export type JsonSchema = {
   minimum?: number
   maximum?: number
   pattern?: string
+  examples?: unknown[]
   /** Ours: least and most of a size. */
   range?: string
 }

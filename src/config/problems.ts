@@ -69,6 +69,7 @@ function problems(
       ...(typeof value === 'string' &&
         here?.type === 'integer' &&
         /^\d+$/.test(value) && { next: 'Write the number without quotes' }),
+      ...(typeof value === 'number' && here?.type === 'string' && { next: 'Write it in quotes' }),
     },
   ]
 }
@@ -86,6 +87,9 @@ export function unknownKey(parent: Path, key: string, known: readonly string[]):
 }
 
 function expected(schema: JsonSchema | undefined, issue: Issue): string {
+  const [example] = schema?.examples ?? []
+  if (example !== undefined && (issue.code === 'invalid_type' || issue.code === 'too_small'))
+    return `a text such as ${JSON.stringify(example)}`
   const choices = choicesOf(schema)
   if (choices.length > 1) return `one of ${choices.join(', ')}`
   if (schema?.range !== undefined) return `a size from ${schema.range}, such as 4MiB`

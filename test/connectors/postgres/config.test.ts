@@ -53,6 +53,29 @@ describe('parse', () => {
     })
   }
 
+  test('lists what is missing, of another kind or mistyped in words, and which keys there are', () => {
+    const causes = (raw: unknown): unknown => {
+      try {
+        return parse(raw)
+      } catch (error) {
+        assert.ok(isInvalid(error))
+        return error.facts.cause
+      }
+    }
+    const needed = 'postgres://user@host:5432/database'
+    assert.deepEqual(causes({ uri: 'postgres://u@127.0.0.1/d' }), [
+      { path: ['url'], message: 'missing', needed },
+      { path: ['uri'], message: 'unknown key', known: ['url', 'tls'] },
+    ])
+    assert.deepEqual(causes({ url: '', tls: { cas: 'x' } }), [
+      { path: ['url'], message: 'must not be empty', needed },
+      { path: ['tls', 'cas'], message: 'unknown key', known: ['ca', 'cert', 'key', 'allowInsecure'] },
+    ])
+    assert.deepEqual(causes({ url: 'postgres://u@127.0.0.1/d', tls: 'yes' }), [
+      { path: ['tls'], message: 'has to be a mapping of keys to values' },
+    ])
+  })
+
   test('names every bad key', () => {
     assert.throws(
       () => parse({ url: 5, tls: { kay: 'x' }, host: 'y' }),

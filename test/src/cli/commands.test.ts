@@ -82,6 +82,13 @@ describe('init', () => {
     assert.equal(readFileSync(join(folder, 'new.yaml'), 'utf8'), text)
     assert.equal((await cli(['check', 'new.yaml'])).code, 0)
   })
+
+  it('names the next steps as it was called', async () => {
+    const { out } = await cli(['init', 'called.yaml'], { typed: 'npm run -s crossfade --' })
+    assert.match(out, /^ {2}npm run -s crossfade -- check called\.yaml\n {2}npm run -s crossfade -- run called\.yaml$/m)
+    const { err } = await cli(['init', 'called.yaml'], { typed: 'npm run -s crossfade --' })
+    assert.match(err, /Name another one: npm run -s crossfade -- init called-2\.yaml/)
+  })
 })
 
 describe('check', () => {
@@ -220,5 +227,14 @@ describe('the program', () => {
     assert.equal(status, 2)
     assert.match(String(stderr), /object {3}none\.yaml\n/)
     assert.ok(!String(stderr).includes('\u001b'), 'no colours in a pipe')
+  })
+
+  it('knows how it was called', () => {
+    const called = (env: NodeJS.ProcessEnv): string => {
+      const dir = mkdtempSync(join(folder, 'called-'))
+      return String(crossfade(['init'], { INIT_CWD: dir, npm_lifecycle_event: '', npm_command: '', ...env }).stdout)
+    }
+    assert.match(called({ npm_lifecycle_event: 'crossfade' }), /^ {2}npm run -s crossfade -- check$/m)
+    assert.match(called({ npm_lifecycle_event: 'test' }), /^ {2}node \S*src\/main\.ts check$/m)
   })
 })

@@ -19,6 +19,7 @@ export function fakeHost(cwd: string, changes: Partial<Host>): { readonly host: 
     err: '',
     host: {
       version: '1.2.3',
+      typed: 'crossfade',
       env: { SOURCE_URL: 'store://ana:s3cret!@one/shop', TARGET_URL: 'store://ana:s3cret!@two/shop' },
       cwd,
       out: { ...size, write: (text: string) => void (kept.out += text) },

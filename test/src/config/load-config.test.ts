@@ -204,11 +204,17 @@ apply: { lanes: 4, batchRows: 2000, batchBytes: 4MiB }
       { object: 'pipeline.yaml:4:18  log.brokers[0]', needed: 'host:port' },
     ],
     ['a start for a copy', 'startAt: "0"', { object: 'pipeline.yaml:4:10  startAt' }],
+    [
+      'a start of another kind',
+      'mode: incremental\nstartAt: 12345',
+      { needed: 'a text such as "16/B374D848"', next: 'Write it in quotes' },
+    ],
+    ['an empty start', 'mode: incremental\nstartAt: ""', { needed: 'a text such as "16/B374D848"' }],
     ['a missing variable', 'startAt: "${env:NOWHERE}"', { observed: 'the environment variable NOWHERE is not set' }],
     ['a missing file', 'startAt: "${file:nowhere}"', { observed: 'the file nowhere cannot be read (ENOENT)' }],
     ['no reference', 'startAt: "${NAME}"', { observed: '${NAME} is no reference' }],
     ['a reference to no number', 'apply: { lanes: "${env:WORD}" }', { observed: 'the value of ${env:WORD}' }],
-    ['a key twice', 'name: again', { object: 'pipeline.yaml:4:1', observed: 'not YAML: Map keys must be unique' }],
+    ['a key twice', 'name: again', { object: 'pipeline.yaml:4:1', observed: 'the key name is there twice' }],
     ['a bare reference', 'apply: { lanes: ${env:LANES} }', { next: 'Put the reference in quotes: "${env:NAME}"' }],
     ['a tab', 'apply:\n\tlanes: 4', { object: 'pipeline.yaml:5:1' }],
     [
@@ -244,6 +250,36 @@ target: { type: store, url: "http://ana:s3cret!@h" }
         ['pipeline.yaml:7:9  source.tls.ca', 'cannot be read'],
         ['pipeline.yaml:8:29  target.url', 'needs the form store://…, not http://ana:***@h'],
       ],
+    )
+  })
+
+  it('is refused for a connector’s key that was mistyped, and not once more for the one it stands for', async () => {
+    const cause = [
+      { path: ['url'], message: 'missing', needed: 'store://…' },
+      { path: ['uri'], message: 'unknown key', known: ['url', 'tls'] },
+    ]
+    const refusing = (given: typeof cause): Connector => ({
+      ...connector,
+      parse: () => {
+        throw new Failure('CONFIG_INVALID', { cause: given })
+      },
+    })
+    const told = async (given: typeof cause): Promise<readonly (Facts | undefined)[]> => {
+      const file = join(folder, 'pipeline.yaml')
+      writeFileSync(file, `name: shop\nsource: { type: store, uri: 1 }\ntarget: { type: store, uri: 1 }\n`)
+      const error: unknown = await loadConfig(file, env, { connectors: async () => refusing(given) }).catch(
+        (e: unknown) => e,
+      )
+      assert.ok(error instanceof Failure)
+      return error.facts.all ?? []
+    }
+    assert.deepEqual(
+      (await told(cause)).map((one) => [one?.observed, one?.next]),
+      Array.from({ length: 2 }, () => ['unknown key', 'Did you mean url?']),
+    )
+    assert.deepEqual(
+      (await told(cause.slice(0, 1))).map((one) => [one?.observed, one?.needed, one?.next]),
+      Array.from({ length: 2 }, () => ['missing', 'store://…', 'Add url: …']),
     )
   })
 
