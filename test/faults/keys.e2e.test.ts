@@ -54,6 +54,15 @@ const pinned: Readonly<Record<string, string>> = {
   hstore: `hstore('n', n::text)`,
   moods: `row(n, 'x')::moods`,
 }
+/** Of these, the same value in another print. */
+const reprinted: Readonly<Record<string, string>> = {
+  numeric: 'trim_scale(n / 8.0)',
+  interval: `n * interval '24 hours'`,
+  jsonb: `jsonb_build_object('n', n + 0.00)`,
+  numrange: 'numrange(n, n + 0.5)',
+  citext: `upper('Ci' || n)`,
+  bpchar: `'b' || n || '  '`,
+}
 
 describe('keys', { ...needs('pg'), timeout: 300_000 }, () => {
   for (const [batchRows, lanes] of [
@@ -111,6 +120,17 @@ describe('keys', { ...needs('pg'), timeout: 300_000 }, () => {
         await client.query(`delete from ${t} where k = ${of(25)}`)
         await client.query(`insert into ${t} values (${of(25)}, 'later', 'small')`)
         await client.query(`update ${t} set big = 'other', k = ${of(80)} where k = ${of(30)}`)
+      }
+      // In two partitions, or in batches of two lanes, one of them would delete what the other wrote.
+      for (const [i, [type, nth]] of types.entries()) {
+        const other = reprinted[type]
+        if (other === undefined) continue
+        const numbers = Array.from({ length: 24 }, (_, j) => String(31 + j)).filter((n) => Number(n) % 5 !== 0)
+        for (const next of [other, nth, other]) {
+          const move = (n: string): string =>
+            `update ${name(i)} set k = ${at(next, n)}, v = v || '~' where k = ${at(nth, n)};`
+          await client.query(`begin; ${numbers.map(move).join(' ')} commit`)
+        }
       }
       await untilEqual(pipeline, worker, 60, tables)
       const end = await worker.stop()
