@@ -58,7 +58,12 @@ describe('a target', { ...needs('pg'), timeout: 300_000 }, () => {
       await run('cp', ['-a', target.dataDir, backup])
       await target.restart()
     })
-    await pipeline.hurt(t, 'nothing', async () => {})
+    // Each start captures under a higher epoch, which the log knows and the backup does not.
+    for (let start = 0; start < 2; start++) {
+      await pipeline.end()
+      pipeline.run()
+      await pipeline.hurt(t, 'the worker is started again', async () => {})
+    }
     // The worker is told nothing: it finds itself in the past, where its lease and claims never were.
     await pipeline.hurt(t, 'the target is restored to that backup under the running worker', async () => {
       await target.stop()
@@ -122,6 +127,54 @@ describe('a target', { ...needs('pg'), timeout: 300_000 }, () => {
     )
     t.diagnostic(`${row?.deadlocks} deadlocks, ${deadlocks} of them lost by the foreign session`)
     await pipeline.end()
+  })
+
+  it('whose statements fail for a moment, while rows are copied and while changes come, is asked again', async (t) => {
+    const states = ['40001', '57014', '55P03', '40P01', '53200', '40001']
+    const [from, to] = [await source.createDatabase('moments'), await target.createDatabase('moments')]
+    await createThings(from, 3000)
+    await createThings(to, 0)
+    // A number that was given out stays so when its transaction is undone: each statement fails of the next state, until all had their turn.
+    await sql(
+      to,
+      `create sequence turn;
+       create function fail() returns trigger language plpgsql as $$
+         declare state text := ('{${states.join()}}'::text[])[nextval('public.turn')];
+         begin if state is not null then raise exception using errcode = state, message = 'for a moment'; end if; return null; end $$`,
+    )
+    const all = async (): Promise<readonly string[]> => {
+      const [row] = await sql<{ turns: string }>(to, 'select last_value as turns from turn')
+      return Number(row?.turns) > states.length ? [] : [`${row?.turns} turns`]
+    }
+    await using pipeline = await scene({
+      source: from,
+      target: to,
+      name: 'moments',
+      mode: 'hybrid',
+      more: 'snapshot: { schema: none }',
+    })
+    // A start refuses such a trigger: it comes when the copy waits for the table.
+    await using other = await connected(to)
+    await other.query('begin; lock table thing in share row exclusive mode')
+    const worker = pipeline.run()
+    const waits = `select from pg_locks where relation = 'thing'::regclass and not granted`
+    await until(async () => ((await other.query(waits)).rows.length > 0 ? [] : ['nobody waits']), {
+      seconds: 60,
+      worker,
+    })
+    await other.query(`create trigger fail before insert or update or delete on thing for each statement execute function fail();
+      alter table thing enable always trigger fail; commit`)
+    await untilEqual(pipeline, worker)
+    assert.deepEqual(await all(), [])
+    await until(async () => (/ streaming /.test(worker.printed()) ? [] : ['not live yet']), { seconds: 60, worker })
+    t.diagnostic(`fault: ${states.join(', ')} while rows are copied; equal`)
+    await sql(to, `select setval('turn', 1, false)`)
+    await sql(from, `update thing set name = name || '!' where id % 3 = 0`)
+    await sql(from, 'delete from thing where id % 5 = 0')
+    await untilEqual(pipeline, worker)
+    await until(all, { seconds: 10, worker })
+    t.diagnostic(`fault: ${states.join(', ')} while changes are applied; equal`)
+    assert.equal((await worker.stop()).code, 0)
   })
 
   const canMount = account.uid !== undefined && spawnSync('unshare', ['-m', 'true']).status === 0
