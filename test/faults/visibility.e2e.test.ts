@@ -71,15 +71,15 @@ describe('a commit that is not visible yet', { ...needs('pg'), timeout: 240_000 
       await go()
       await first.through
       assert.equal((await dying.ended).signal, 'SIGKILL')
+      const copied = async (): Promise<number> =>
+        (await sql<{ n: number }>(as(to), 'select count(*)::int as n from crossfade.chunk where done'))[0]?.n ?? 0
+      const before = await copied()
       const second = await stall(from, changes(2))
       const worker = pipeline.run()
       await until(async () => await waiting(slotWaits), { seconds: 60, worker })
       await go()
       await second.through
-      const copied = async (): Promise<number> =>
-        (await sql<{ n: number }>(as(to), 'select count(*)::int as n from crossfade.chunk where done'))[0]?.n ?? 0
-      const before = await copied()
-      await until(async () => ((await copied()) > before ? [] : ['nothing more copied']), { seconds: 60, worker })
+      await until(async () => ((await copied()) !== before ? [] : ['nothing more copied']), { seconds: 60, worker })
       const third = await stall(from, changes(3))
       await go()
       await third.through
