@@ -179,6 +179,11 @@ describe('a start that cannot succeed', { ...needs('pg'), concurrency: 3 }, () =
     assert.match(told.observed ?? '', /public\.visit has no primary key/)
     assert.deepEqual(await leftAtSource(pipeline), [])
     await follow(pipeline.source, told)
+    await sql(pipeline.source, 'alter table thing replica identity nothing')
+    const nothing = blocker(await pipeline.refused(), 'source.identity')
+    assert.match(nothing.observed ?? '', /public\.thing .*nothing/i)
+    assert.deepEqual(await leftAtSource(pipeline), [])
+    await follow(pipeline.source, nothing)
     await assertCompletes(pipeline, ['thing', 'visit'])
   })
 

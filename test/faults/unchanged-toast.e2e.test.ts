@@ -8,7 +8,7 @@ import { connected } from '../support/shop.ts'
 /** Values so large that they lie beside their row, and are not sent again by an update that leaves them. One table for each way to store them. */
 const storages = ['external', 'extended', 'main', 'plain'] as const
 /** A plain value has to fit into its page. */
-const sizes = { external: 1 << 18, plain: 2000 }
+const sizes = { external: 1 << 20, plain: 2000 }
 /** md5 sums in a row do not compress; of 32 bytes each. */
 const value = (seed: string, size: number): string =>
   `(select string_agg(md5(${seed} || '/' || g), '') from generate_series(1, ${Math.ceil(size / 32)}) g)`
