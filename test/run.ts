@@ -126,7 +126,7 @@ async function main(): Promise<number> {
 
 /** In the terminal and as JSON. */
 function tellHazards(results: readonly FileResult[], ms: number): void {
-  const files = results.map(({ file, ms, tests }) => ({ file: relative(root, file), ms, tests }))
+  const files = results.map(({ file, ms, tests, told }) => ({ file: relative(root, file), ms, tests, told }))
   const table = hazardTable(
     hazards,
     files.flatMap(({ file, tests }) => tests.map((test) => ({ file, ...test }))),
@@ -144,6 +144,7 @@ function printFile(file: string, result: FileResult): void {
   console.log(
     `${failures.length > 0 ? 'FAIL' : 'ok  '} ${seconds(result.ms).padStart(7)}  ${file}: ${counts.join(', ')}`,
   )
+  if (withHazards) for (const line of result.told) console.log(`               ${line}`)
   for (const failure of failures) {
     console.log(`\n  ${failure.name}\n    ${relative(root, failure.place)}\n${indent(failure.text)}\n`)
   }

@@ -97,7 +97,7 @@ describe('what goes away and comes back', { ...needs('pg', 'kafka'), timeout: 60
         } finally {
           await writers.stop()
         }
-        await timed(t, async () => await until(equal, { seconds: 90, worker }))
+        await timed(t, what, async () => await until(equal, { seconds: 90, worker }))
       })
     }
     const end = await worker.stop()
@@ -127,7 +127,7 @@ describe('what goes away and comes back', { ...needs('pg', 'kafka'), timeout: 60
         pipeline.source,
         `update thing set name = name || '!' where id % 100 = 0; delete from thing where id < 50`,
       )
-      await timed(t, async () => await untilEqual(pipeline, worker, 90))
+      await timed(t, what, async () => await untilEqual(pipeline, worker, 90))
       const end = await worker.stop()
       assert.equal(end.code, 0, end.stderr)
     })
@@ -144,8 +144,8 @@ async function commits(writers: Writers, more: number): Promise<void> {
   }
 }
 
-async function timed(t: TestContext, work: () => Promise<void>): Promise<void> {
+async function timed(t: TestContext, fault: string, work: () => Promise<void>): Promise<void> {
   const began = performance.now()
   await work()
-  t.diagnostic(`equal after ${((performance.now() - began) / 1000).toFixed(1)} s`)
+  t.diagnostic(`fault: ${fault}; equal after ${((performance.now() - began) / 1000).toFixed(1)} s`)
 }

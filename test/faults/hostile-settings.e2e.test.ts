@@ -62,7 +62,7 @@ describe('settings of roles and databases that would change what is read and wri
   after(async () => await server?.[Symbol.asyncDispose]())
 
   for (const level of ['role', 'database'] as const) {
-    it(`do not, set for the ${level} at both ends`, { timeout: 120_000 }, async () => {
+    it(`do not, set for the ${level} at both ends`, { timeout: 120_000 }, async (t) => {
       const names = ['source', 'target'].map((end) => `${level}_${end}`)
       const urls: string[] = []
       for (const [i, name] of names.entries()) {
@@ -101,6 +101,7 @@ describe('settings of roles and databases that would change what is read and wri
         lateral (select v.at::timestamptz, v.local::timestamp, v.day::date, v.span::interval, v.single::real, v.double::float8, v.bytes::bytea,
            v.cash::money, v.texts::text[], v.x::xml, v.plain, v.clock::timetz) t`
       await calm(from, insert(1, 500))
+      t.diagnostic(`fault: ${Object.keys({ ...both, ...printing[0] }).length} hostile settings for the ${level}`)
       await using pipeline = await scene({
         source: from,
         target: to,

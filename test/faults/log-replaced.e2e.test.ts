@@ -93,7 +93,7 @@ async function refuses(pipeline: Scene, told: RegExp): Promise<void> {
 }
 
 describe('a log that was replaced under a stopped pipeline', { ...needs('pg', 'kafka'), concurrency: 2 }, () => {
-  it('H23: embedded: restored from an earlier copy it ends too early, and filled up it holds other records', async () => {
+  it('H23: embedded: restored from an earlier copy it ends too early, and filled up it holds other records', async (t) => {
     await using pipeline = await prepared('{ type: embedded, partitions: 1 }')
     await carry(pipeline, 1001, 5)
     const dir = join(pipeline.work.dir, '.crossfade/log', pipeline.name)
@@ -110,6 +110,7 @@ describe('a log that was replaced under a stopped pipeline', { ...needs('pg', 'k
     await cp(kept, files, { recursive: true })
     const applied = await nextOffset(pipeline)
     await refuses(pipeline, new RegExp(`it ends at offset \\d+, but .* up to offset ${applied}$`))
+    t.diagnostic('fault: the embedded log restored from an earlier copy; told')
     {
       await using log = await openEmbeddedLog(dir, signal)
       await fill(log, topicOf(pipeline), values, applied)
@@ -117,7 +118,7 @@ describe('a log that was replaced under a stopped pipeline', { ...needs('pg', 'k
     await refuses(pipeline, new RegExp(`the record at offset ${applied - 1} is of position f{16}`))
   })
 
-  it('H23: Kafka: a topic made anew, in the place of the one recorded and filled up, is not read', async () => {
+  it('H23: Kafka: a topic made anew, in the place of the one recorded and filled up, is not read', async (t) => {
     await using pipeline = await prepared(await logConfig('kafka', 1))
     await carry(pipeline, 1001, 5)
     const topic = topicOf(pipeline)
@@ -151,14 +152,16 @@ describe('a log that was replaced under a stopped pipeline', { ...needs('pg', 'k
       await sql(pipeline.target, `update crossfade.state set value = $1 where key = 'topic-ids'`, [ids])
       const applied = await nextOffset(pipeline)
       await refuses(pipeline, new RegExp(`it ends at offset \\d+, but .* up to offset ${applied}$`))
+      t.diagnostic('fault: a topic made anew in the place of the one recorded; told')
       await fill(log, topic, values, applied)
+      t.diagnostic('fault: that topic filled with other records')
       await refuses(pipeline, new RegExp(`the record at offset ${applied - 1} is of position f{16}`))
     } finally {
       await admin.disconnect()
     }
   })
 
-  it('retention that has taken the record before is no failure', async () => {
+  it('retention that has taken the record before is no failure', async (t) => {
     await using pipeline = await prepared(await logConfig('kafka', 1))
     await carry(pipeline, 1001, 5)
     const topic = topicOf(pipeline)
@@ -167,6 +170,7 @@ describe('a log that was replaced under a stopped pipeline', { ...needs('pg', 'k
     try {
       await admin.fetchTopicOffsets(topic)
       await admin.deleteTopicRecords({ topic, partitions: [{ partition: 0, offset: '-1' }] })
+      t.diagnostic('fault: every record before the end removed')
     } finally {
       await admin.disconnect()
     }

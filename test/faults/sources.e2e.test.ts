@@ -25,7 +25,10 @@ describe('a source', { ...needs('pg'), timeout: 300_000 }, () => {
     await using pipeline = await pipelineFrom(source, 'restarts')
     for (const mode of ['fast', 'immediate'] as const) {
       await pipeline.hurt(t, `the source is stopped ${mode} and started again`, async () => {
+        const asked = performance.now()
         await source.stop(mode)
+        // Later it would have been stopped at once: a sender that waits for an acknowledgement holds it up.
+        assert.ok(performance.now() - asked < 20_000, 'the source could not be stopped')
         await source.restart()
       })
     }

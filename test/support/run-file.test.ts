@@ -41,6 +41,12 @@ test('tests are counted, suites are not', async () => {
   assert.deepEqual(result.skipped, [{ name: 'suite > b', reason: 'no server' }])
 })
 
+test('what tests tell of themselves is kept', async () => {
+  const result = await runText(`test('a', (t) => t.diagnostic('fault: all')); console.log('printed')`)
+  assert.deepEqual(result.told, ['fault: all'])
+  assert.match(result.output, /printed/)
+})
+
 test('a failure bears its name, place and message', async () => {
   const result = await runText(`describe('suite', () => {\n test('bad', () => { throw new Error('boom') })\n})`)
   assert.equal(result.failures.length, 1)

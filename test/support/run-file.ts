@@ -20,6 +20,8 @@ export interface FileResult {
   readonly tests: readonly { readonly path: readonly string[]; readonly outcome: 'passed' | 'failed' | 'skipped' }[]
   /** What the file printed, in order. */
   readonly output: string
+  /** What its tests tell of themselves: faults that fired, seeds, times. */
+  readonly told: readonly string[]
 }
 
 export interface FileLimits {
@@ -43,6 +45,7 @@ export async function runFile(file: string, limits: FileLimits, env: NodeJS.Proc
   const tests: { path: readonly string[]; outcome: 'passed' | 'failed' | 'skipped' }[] = []
   const path: string[] = []
   const abort = new AbortController()
+  const told: string[] = []
   let output = ''
   let passed = 0
   let open = 0
@@ -69,7 +72,9 @@ export async function runFile(file: string, limits: FileLimits, env: NodeJS.Proc
         output += event.data.message
         return
       case 'test:diagnostic':
-        if (event.data.file !== undefined) output += `${event.data.message}\n`
+        if (event.data.file === undefined) return
+        output += `${event.data.message}\n`
+        told.push(event.data.message)
         return
       case 'test:dequeue':
         if (event.data.name !== file) open++
@@ -135,7 +140,7 @@ export async function runFile(file: string, limits: FileLimits, env: NodeJS.Proc
   else if (silent && passed + skipped.length === 0 && limits.names.length === 0) {
     failures.push({ name: '(file)', place: file, text: 'no test in this file' })
   }
-  return { file, ms: Date.now() - started, passed, failures, skipped, slow, tests, output }
+  return { file, ms: Date.now() - started, passed, failures, skipped, slow, tests, output, told }
 }
 
 function describe(error: unknown): string {
