@@ -39,11 +39,19 @@ export type Version = {
 }
 export type SchemaEffect = Extract<Effect, { kind: 'schema' }>
 
+/** A table that was left out: its rows are passed over, up to `until` if it was taken in again. */
+export type Left = {
+  readonly oid: number
+  readonly until?: Position
+  /** Of the changes it had when it was left out, in their order: each took a number of its transaction, and takes it when that is sent again. */
+  readonly marks?: readonly Mark[]
+}
+
 /** What the tables of a stream are, at each place of it. Places are asked for in their order. `undefined`: `settle`, then ask again. */
 export interface Tables {
-  /** For the row at this mark: its table's schema, or a change that takes effect before it and takes up the mark, or why its changes cannot be taken;
-   *  those of a table that was left out are passed over. */
-  at(relation: Relation, mark: Mark, xid: number): TableSchema | SchemaEffect | Failure | 'passed over' | undefined
+  left(oid: number): Left | undefined
+  /** For the row at this mark: its table's schema, or a change that takes effect before it and takes up the mark, or why its changes cannot be taken. */
+  at(relation: Relation, mark: Mark, xid: number): TableSchema | SchemaEffect | Failure | undefined
   /** At a message of our own: changes that take effect there; of tables, too, that no row tells of. */
   passing(position: Position): readonly { readonly effect: SchemaEffect; readonly mark: Mark }[] | undefined
   /** Looks at the catalog, and records what follows for the place asked for last. */
@@ -53,8 +61,7 @@ export interface Tables {
 export type HistoryOptions = {
   /** Of each table at least one, oldest first. */
   readonly versions: readonly Version[]
-  /** Tables that were left out, and up to which place if they were taken in again. */
-  readonly left: readonly { readonly oid: number; readonly until?: Position }[]
+  readonly left: readonly Left[]
   /** Changes up to here were handed on. */
   readonly after: Position
   /** A look taken when the stream begins. */
@@ -114,9 +121,11 @@ class TableHistory implements Tables {
     this.#see(options.looked)
   }
 
+  left(oid: number): Left | undefined {
+    return this.#options.left.find((one) => one.oid === oid)
+  }
+
   at(relation: Relation, mark: Mark, xid: number): ReturnType<Tables['at']> {
-    const left = this.#options.left.find(({ oid }) => oid === relation.oid)
-    if (left && (left.until === undefined || comparePositions(mark.position, left.until) <= 0)) return 'passed over'
     const table = this.#tables.get(relation.oid)
     if (table === undefined) return notRecorded(relation)
     if (table.failure) return table.failure

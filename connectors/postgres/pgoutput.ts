@@ -3,7 +3,7 @@ import { Failure } from '../../src/errors.ts'
 import { comparePositions, type Position, type TableId, type TableSchema } from '../../src/model.ts'
 import { Op, Tag } from '../../src/rows.ts'
 import type { ChangeQueue } from './change-queue.ts'
-import type { Tables } from './history.ts'
+import type { Left, Tables } from './history.ts'
 import { positionOf, readPosition } from './position.ts'
 
 /** What a Relation message tells of a table. Columns are the published ones in attnum order, without generated ones. */
@@ -37,6 +37,7 @@ const identities = { d: 'default', n: 'nothing', f: 'full', i: 'index' } as cons
 /** 2000, where the server's clock begins, in ms since 1970. */
 const serverEpoch = 946_684_800_000
 
+type Known = { readonly relation: Relation; readonly left: Left | undefined; schema: TableSchema | undefined }
 export type StreamCommit = { readonly xid: number; readonly position: Position; readonly committedAt: number }
 
 /** Turns messages of the output plugin, protocols 1-4, into events. Pure and bounded: bytes that make no sense are STREAM_MALFORMED. */
@@ -57,7 +58,7 @@ export interface Decoder {
 
 export type DecoderOptions = {
   readonly queue: ChangeQueue
-  readonly tables: Pick<Tables, 'at' | 'passing'>
+  readonly tables: Omit<Tables, 'settle'>
   /** Changes made by an origin of this name are our own reverse writes, and dropped. */
   readonly ours: (origin: string) => boolean
   /** Transactions and messages up to here are left out. */
@@ -98,7 +99,7 @@ class PgoutputDecoder implements Decoder {
   reached: Position
   readonly #queue: ChangeQueue
   readonly #options: DecoderOptions
-  readonly #relations = new Map<number, { readonly relation: Relation; schema: TableSchema | undefined }>()
+  readonly #relations = new Map<number, Known>()
   #xid = 0
   #position = '' as Position
   #committedAt = 0
@@ -289,7 +290,7 @@ class PgoutputDecoder implements Decoder {
 
   #relation(message: Buffer, at: number): void {
     const relation = readRelation(message, at)
-    this.#relations.set(relation.oid, { relation, schema: undefined })
+    this.#relations.set(relation.oid, { relation, left: this.#options.tables.left(relation.oid), schema: undefined })
     this.#relationOid = -1
   }
 
@@ -305,20 +306,26 @@ class PgoutputDecoder implements Decoder {
     if (oid === this.#relationOid) return this.#schema
     const known = this.#relations.get(oid)
     if (known === undefined) throw malformed(`a row of table ${oid}, which was not described`)
-    const schema = (known.schema ??= this.#tableAt(known.relation))
-    // Passed over up to some place: asked again for each row.
-    if (schema === undefined) return undefined
+    if (known.left !== undefined && this.#passesOver(known.left)) return undefined
+    this.#schema = known.schema ??= this.#tableAt(known.relation)
     this.#relationOid = oid
-    this.#schema = schema
-    return schema
+    return this.#schema
   }
 
-  #tableAt(relation: Relation): TableSchema | undefined {
+  /** Changes that were handed on before their table was left out keep their numbers. */
+  #passesOver({ until, marks }: Left): boolean {
+    if (until !== undefined && comparePositions(this.#position, until) > 0) return false
+    if (marks !== undefined)
+      for (const { position, seq } of marks)
+        if (position === this.#position && seq === this.#queue.seq) this.#queue.skip()
+    return true
+  }
+
+  #tableAt(relation: Relation): TableSchema {
     for (;;) {
       const mark = { position: this.#position, seq: this.#queue.seq }
       const found = this.#options.tables.at(relation, mark, this.#xid)
       if (found === undefined) throw unsettled
-      if (found === 'passed over') return undefined
       if (found instanceof Failure) throw found
       if (!('kind' in found)) return found
       this.#queue.effect(found)

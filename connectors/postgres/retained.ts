@@ -1,7 +1,7 @@
 import { Failure } from '../../src/errors.ts'
-import { origin, tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
+import { origin, tableName, type TableId, type TableSchema } from '../../src/model.ts'
 import type { StateStore } from '../../src/coordinate/state-store.ts'
-import { changed, withShapes, type Version } from './history.ts'
+import { changed, withShapes, type Left, type Version } from './history.ts'
 import { changesBetween, keyOf, sentColumns, unfollowable } from './shape.ts'
 import type { PublicationRow, PublishedRow, Shape, System } from './source-queries.ts'
 
@@ -18,8 +18,6 @@ export type Retained = System & {
   /** Of each table without rows of others: as it was at the beginning, and after each change. */
   readonly versions: readonly Version[]
 }
-/** `until`: the place from which on it is taken in again; absent: it is not. */
-export type Left = { readonly oid: number; readonly until?: Position }
 
 const key = 'source/retained'
 
@@ -113,6 +111,13 @@ export function leaving(recorded: readonly PublishedRow[], wanted: readonly Tabl
   const tables = recorded.filter((row) => row.kind === 'r' && !names.has(tableName(row)))
   const oids = new Set(tables.map(({ oid }) => oid))
   return [...tables, ...recorded.filter((row) => row.kind === 'p' && row.leaves.some((leaf) => oids.has(leaf)))]
+}
+
+/** A table as it is left out. Also a former time counts: its changes may still be sent again. */
+export function leftOut({ left = [], versions }: Retained, oid: number): Left {
+  const former = left.find((one) => one.oid === oid)?.marks ?? []
+  const own = versions.filter((version) => version.oid === oid).slice(1)
+  return { oid, marks: [...former, ...own.map(({ from }) => from)] }
 }
 
 function isSame(before: unknown, now: unknown): boolean {

@@ -12,14 +12,14 @@ import {
   checkTables,
   firstVersions,
   leaving,
+  leftOut,
   loadRetained,
   saveRetained,
   serves,
   withRoots,
-  type Left,
   type Retained,
 } from './retained.ts'
-import { withShapes, type Version } from './history.ts'
+import { withShapes, type Left, type Version } from './history.ts'
 import { freeSlot, openSlot } from './slots.ts'
 import {
   addToPublication,
@@ -264,7 +264,7 @@ export function openRetention({
     const kept = before.publication.relations.filter(({ oid }) => !out.has(oid))
     const left: readonly Left[] = [
       ...(before.left ?? []).filter(({ oid }) => !out.has(oid)),
-      ...unwanted.map(({ oid }) => ({ oid })),
+      ...unwanted.map(({ oid }) => leftOut(before, oid)),
     ]
     const now = await published(signal)
     // Also those that a former start had no time to take out.

@@ -5,14 +5,14 @@ import { join } from 'node:path'
 import pg from 'pg'
 import { parse, replicationOptions } from '../../connectors/postgres/config.ts'
 import { parseLsn } from '../../connectors/postgres/position.ts'
-import type { Tables } from '../../connectors/postgres/history.ts'
+import type { Left, Tables } from '../../connectors/postgres/history.ts'
 import type { Relation } from '../../connectors/postgres/pgoutput.ts'
 import { readCatalog, tableSchema } from '../../connectors/postgres/schema.ts'
 import { createPublication, selectServerVersion, selectSlot } from '../../connectors/postgres/source-queries.ts'
 import { openStream, type StreamOptions } from '../../connectors/postgres/stream.ts'
 import type { ChangeStream } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
-import { origin, tableName, type Position, type TableId, type TableSchema } from '../../src/model.ts'
+import { origin, tableName, type TableId, type TableSchema } from '../../src/model.ts'
 import { flatten, type Flat } from './flatten.ts'
 
 /** A database with a publication over all of its tables, and slots on it. Disposed of with all it made. */
@@ -98,10 +98,15 @@ export async function streamBed(url: string, ddl: string): Promise<StreamBed> {
 
 /** Tables that never change. */
 export function fixedTables(
-  schemaOf: (relation: Relation, position: Position) => TableSchema | Failure | undefined,
+  schemaOf: (relation: Relation) => TableSchema | Failure | undefined,
+  left: readonly Left[] = [],
 ): Tables {
-  const at: Tables['at'] = (relation, { position }) => schemaOf(relation, position) ?? 'passed over'
-  return { at, passing: () => [], settle: async () => {} }
+  return {
+    left: (oid) => left.find((one) => one.oid === oid),
+    at: schemaOf,
+    passing: () => [],
+    settle: async () => {},
+  }
 }
 
 function unknownTable(table: TableId): Failure {
