@@ -202,7 +202,7 @@ async function decodeMessages(bed: PgSourceBed, schema: TableSchema): Promise<()
     const queue = changeQueue()
     const decode = messageDecoder({
       queue,
-      tables: { left: () => undefined, at: () => schema, passing: () => [] },
+      tables: { left: () => undefined, ahead: () => false, at: () => schema, passing: () => [] },
       ours: () => false,
       after: '' as Position,
     })

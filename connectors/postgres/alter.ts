@@ -72,32 +72,41 @@ export function wordsFor(changes: readonly TableChange[]): readonly string[] {
   })
 }
 
-/** Those of the changes that the target's table does not have yet: whoever made one by hand made it so that rows fit. */
-export function missingAt(target: CatalogTable, changes: readonly TableChange[]): readonly TableChange[] {
+/** Those of the changes that the target's table does not have yet: whoever made one by hand made it so that rows fit. `conflict`: why it can be neither
+ *  changed nor taken as it is. Each is judged by the table as the ones before it leave it; no name is freed and added anew among them. */
+export function missingAt(
+  target: CatalogTable,
+  changes: readonly TableChange[],
+): { readonly missing: readonly TableChange[]; readonly conflict: string | undefined } {
   const columns = new Map(target.columns.map((column) => [column.name, column]))
-  const dropped = new Set(changes.flatMap((change) => (change.kind === 'drop' ? [change.column] : [])))
-  return changes.filter((change) => !isThere(columns, change, changes, dropped))
+  const missing: TableChange[] = []
+  let conflict: string | undefined
+  for (const change of changes) {
+    if (isThere(columns, change, changes)) continue
+    missing.push(change)
+    conflict ??= conflictWith(columns, change, tableName(target.table))
+    const column = columns.get(change.column)
+    if (change.kind !== 'drop' && change.kind !== 'rename') continue
+    columns.delete(change.column)
+    if (change.kind === 'rename' && column !== undefined) columns.set(change.to, column)
+  }
+  return { missing, conflict }
 }
 
-function isThere(
-  columns: ReadonlyMap<string, CatalogColumn>,
-  change: TableChange,
-  all: readonly TableChange[],
-  dropped: ReadonlySet<string>,
-): boolean {
+type Columns = ReadonlyMap<string, CatalogColumn>
+
+function isThere(columns: Columns, change: TableChange, all: readonly TableChange[]): boolean {
   const column = columns.get(change.column)
   switch (change.kind) {
-    case 'drop': {
-      // A name that is used again: the column that has it now may be the old one, unless the one that is to take it is gone.
-      const heir = all.find((other) => other.kind === 'rename' && other.to === change.column)
-      return column === undefined || (heir !== undefined && !columns.has(heir.column))
-    }
+    case 'drop':
+      // A name that is used again: whether the old column has it still, or the one that is to take it.
+      return column === undefined || isTaken(columns, change.column, all)
     case 'rename':
-      return column === undefined && columns.has(change.to)
+      return columns.has(change.to) && (column === undefined || isTaken(columns, change.column, all))
     case 'add':
-      return !dropped.has(change.column) && column !== undefined && !column.generated && column.type === change.type
+      return column !== undefined && !column.generated && column.type === change.type
     case 'compute':
-      return !dropped.has(change.column) && column !== undefined && column.generated !== false
+      return column !== undefined && column.generated !== false
     case 'retype':
       return (
         column !== undefined && [column.type, `${column.type} collate ${column.collation?.name}`].includes(change.type)
@@ -109,13 +118,16 @@ function isThere(
   }
 }
 
-/** Why the target's table can be neither changed nor taken as it is, or undefined. */
-export function conflictAt(target: CatalogTable, change: TableChange, all: readonly TableChange[]): string | undefined {
-  const taken =
-    change.kind === 'rename' ? change.to : change.kind === 'add' || change.kind === 'compute' ? change.column : ''
-  const column = target.columns.find(({ name }) => name === taken)
-  if (column === undefined || all.some((other) => other.kind === 'drop' && other.column === taken)) return undefined
-  const name = tableName(target.table)
-  if (change.kind === 'rename') return `${name} has both ${change.column} and ${change.to} at the target`
-  return `${name}.${change.column} is ${column.type} at the target`
+/** Whether a column that is renamed to this name has it already: its own former name is free, or taken in the same way. */
+function isTaken(columns: Columns, name: string, all: readonly TableChange[]): boolean {
+  const heir = all.find((other) => other.kind === 'rename' && other.to === name)
+  return heir !== undefined && (!columns.has(heir.column) || isTaken(columns, heir.column, all))
+}
+
+function conflictWith(columns: Columns, change: TableChange, table: string): string | undefined {
+  if (change.kind === 'rename' && columns.has(change.to))
+    return `${table} has both ${change.column} and ${change.to} at the target`
+  const column = columns.get(change.column)
+  if ((change.kind !== 'add' && change.kind !== 'compute') || column === undefined) return undefined
+  return `${table}.${change.column} is ${column.type} at the target`
 }

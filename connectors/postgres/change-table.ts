@@ -1,6 +1,6 @@
 import { Failure } from '../../src/errors.ts'
 import { tableName, type Effect, type TableChange } from '../../src/model.ts'
-import { addressed, conflictAt, missingAt, statementsFor, wordsFor } from './alter.ts'
+import { addressed, missingAt, statementsFor, wordsFor } from './alter.ts'
 import { mapError, sqlState } from './errors.ts'
 import type { Session } from './lane-session.ts'
 import { readCatalog, type CatalogTable } from './schema.ts'
@@ -16,10 +16,9 @@ export async function changeTable(session: Session, { schema, changes }: SchemaE
   const found = await readCatalog(client, (table) => tableName(table) === name)
   const target = found.find(({ table }) => tableName(table) === name)
   if (!target) throw new Failure('TABLE_MISSING', { object: name, observed: 'not at the target' })
-  const missing = missingAt(target, changes)
+  const { missing, conflict } = missingAt(target, changes)
   if (missing.length === 0) return
   const refuse = (why: string | undefined, cause?: unknown): Failure => stopped(schema.table, missing, why, cause)
-  const conflict = missing.map((change) => conflictAt(target, change, changes)).find((why) => why !== undefined)
   if (conflict !== undefined) throw refuse(conflict)
   if (session.ddl === 'stop') throw refuse(undefined)
   const unproved = missing.filter((change) => 'proved' in change && !change.proved)

@@ -18,10 +18,12 @@ import { parseLsn, positionOf } from './position.ts'
 import {
   changesBetween,
   keyOf,
+  loosened,
   mistakable,
   nextSchema,
   relationDifference,
   shapeBetween,
+  stepsBetween,
   unfollowable,
   type SentColumn,
 } from './shape.ts'
@@ -50,6 +52,8 @@ export type Left = {
 /** What the tables of a stream are, at each place of it. Places are asked for in their order. `undefined`: `settle`, then ask again. */
 export interface Tables {
   left(oid: number): Left | undefined
+  /** Changes of the table are recorded for places to come: each of its rows is to be asked for. */
+  ahead(oid: number): boolean
   /** For the row at this mark: its table's schema, or a change that takes effect before it and takes up the mark, or why its changes cannot be taken. */
   at(relation: Relation, mark: Mark, xid: number): TableSchema | SchemaEffect | Failure | undefined
   /** At a message of our own: changes that take effect there; of tables, too, that no row tells of. */
@@ -125,11 +129,16 @@ class TableHistory implements Tables {
     return this.#options.left.find((one) => one.oid === oid)
   }
 
+  ahead(oid: number): boolean {
+    const table = this.#tables.get(oid)
+    return table !== undefined && following(table) !== undefined
+  }
+
   at(relation: Relation, mark: Mark, xid: number): ReturnType<Tables['at']> {
     const table = this.#tables.get(relation.oid)
     if (table === undefined) return notRecorded(relation)
     if (table.failure) return table.failure
-    const next = table.versions[table.at + 1]
+    const next = following(table)
     if (next !== undefined && compareMarks(next.from, mark) <= 0) return this.#enter(table, next, mark)
     const current = inForce(table)
     const seen = this.#newer.get(relation.oid) ?? this.#looked.transactions
@@ -138,9 +147,10 @@ class TableHistory implements Tables {
       const why = now && unfollowable(table.base, now, keyOf(current.schema, current.shape))
       if (why !== undefined) return changed(current, why, now)
       if (relationDifference(relation, current.shape) === undefined) {
-        const newest = table.at + 1 === table.versions.length
-        const doubt = newest && now ? mistakable(relation, { before: table.base, now, xid }) : undefined
-        return doubt === undefined ? current.schema : changed(current, doubt, now)
+        if (now === undefined || following(table) !== undefined) return current.schema
+        const doubt = mistakable(relation, { before: table.base, now, xid })
+        if (doubt !== undefined) return changed(current, doubt, now)
+        if (loosened(table.base, now) === undefined) return current.schema
       }
     }
     this.#wanted = { relation, mark, xid }
@@ -163,11 +173,12 @@ class TableHistory implements Tables {
     void this.#lookSoon()
     const found: { effect: SchemaEffect; mark: Mark }[] = []
     for (const table of this.#tables.values()) {
-      const next = table.versions[table.at + 1]
-      if (next === undefined || comparePositions(next.from.position, position) > 0) continue
-      const effect = this.#enter(table, next, { position, seq: next.from.seq })
-      if (effect instanceof Failure) throw effect
-      found.push({ effect, mark: next.from })
+      for (let next = following(table); next && comparePositions(next.from.position, position) <= 0;) {
+        const effect = this.#enter(table, next, { position, seq: next.from.seq })
+        if (effect instanceof Failure) throw effect
+        found.push({ effect, mark: next.from })
+        next = following(table)
+      }
     }
     return found.toSorted((a, b) => a.mark.seq - b.mark.seq)
   }
@@ -190,7 +201,7 @@ class TableHistory implements Tables {
       // Committed in the log, and not visible yet: it waits for a standby. What others did to the table before is.
       if (relationDifference(relation, inForce(table).shape) === undefined) {
         this.#waived = { oid: relation.oid, xid }
-        return
+        break
       }
       await sleep(retryMs, undefined, { signal })
     }
@@ -201,12 +212,19 @@ class TableHistory implements Tables {
     const now = this.#shapes.get(relation.oid)
     const current = inForce(table)
     const key = keyOf(current.schema, current.shape)
-    if (relationDifference(relation, current.shape) === undefined) return
+    const same = relationDifference(relation, current.shape) === undefined
     if (now === undefined) {
-      table.failure = changed(current, 'it was changed, and is no longer there', undefined)
+      if (!same) table.failure = changed(current, 'it was changed, and is no longer there', undefined)
       return
     }
     if (unfollowable(table.base, now, key) !== undefined) return
+    if (same) {
+      const known =
+        following(table) !== undefined || mistakable(relation, { before: table.base, now, xid }) !== undefined
+      const shape = known ? undefined : loosened(table.base, now)
+      if (shape) await this.#record([{ table, shape, mark, rewritten: false }])
+      return
+    }
     const print = ({ typeOid, typmod }: SentColumn): string => `${typeOid} ${typmod}`
     const types = new Map<string, string>()
     for (const column of relation.columns)
@@ -238,9 +256,9 @@ class TableHistory implements Tables {
     })
     if (steady.length === 0) return
     await this.#record(
-      steady.map(({ table, shape }, i) => {
+      steady.map(({ table, shape }) => {
         const rewritten = shape.relfilenode !== table.base.relfilenode
-        return { table, shape, mark: { position, seq: 4 * i }, rewritten }
+        return { table, shape, mark: { position, seq: 0 }, rewritten }
       }),
     )
   }
@@ -254,11 +272,19 @@ class TableHistory implements Tables {
     }[],
   ): Promise<void> {
     failpoint('ddl.before-record')
-    const versions = all.map(({ table, shape, mark, rewritten }): Version => {
-      const { oid, schema } = inForce(table)
-      const changes = changesBetween(table.base, shape, rewritten)
-      return { oid, from: mark, schema: nextSchema(schema, table.base, shape), shape, changes }
-    })
+    const versions: Version[] = []
+    for (const { table, shape, mark, rewritten } of all) {
+      let { base } = table
+      let { schema } = inForce(table)
+      const { oid } = inForce(table)
+      for (const step of stepsBetween(base, shape)) {
+        const before = versions.at(-1)?.from
+        const from = before !== undefined && compareMarks(before, mark) >= 0 ? { ...before, seq: before.seq + 4 } : mark
+        schema = nextSchema(schema, base, step)
+        versions.push({ oid, from, schema, shape: step, changes: changesBetween(base, step, rewritten) })
+        base = step
+      }
+    }
     this.#adopt(await this.#options.record(versions), undefined)
     failpoint('ddl.after-record')
     this.#see(this.#looked)
@@ -323,6 +349,10 @@ function inForce(table: Table): Version {
   const version = table.versions[table.at]
   if (version === undefined) throw new RangeError('a table without a version')
   return version
+}
+
+function following({ versions, at }: Table): Version | undefined {
+  return versions[at + 1]
 }
 
 /** The newest versions as last seen unchanged. A shape that is of another version by now is left. */

@@ -307,9 +307,12 @@ class PgoutputDecoder implements Decoder {
     const known = this.#relations.get(oid)
     if (known === undefined) throw malformed(`a row of table ${oid}, which was not described`)
     if (known.left !== undefined && this.#passesOver(known.left)) return undefined
-    this.#schema = known.schema ??= this.#tableAt(known.relation)
+    const schema = known.schema ?? this.#tableAt(known.relation)
+    // A recorded change takes effect at its mark, whether or not the server describes the table anew there.
+    if (this.#options.tables.ahead(oid)) return schema
+    this.#schema = known.schema = schema
     this.#relationOid = oid
-    return this.#schema
+    return schema
   }
 
   /** Changes that were handed on before their table was left out keep their numbers. */

@@ -177,7 +177,11 @@ export function openRetention({
       const before = await load(signal)
       if (before?.state !== 'made') throw new Failure('FENCED', { object: publication, observed: 'it was released' })
       const known = new Map(before.versions.map((version) => [version.oid, version.schema.version]))
-      const next = fresh.filter(({ oid, schema }) => schema.version === (known.get(oid) ?? 0) + 1)
+      const next = fresh.filter(({ oid, schema }) => {
+        if (schema.version !== (known.get(oid) ?? 0) + 1) return false
+        known.set(oid, schema.version)
+        return true
+      })
       const versions = [...before.versions, ...next]
       if (next.length === 0 || (await recordUnlessLost({ ...before, versions }, signal))) return versions
     }

@@ -95,6 +95,17 @@ export function shapeBetween(
   }
 }
 
+/** The table as before, but for NOT NULL that is no longer there: no row tells where it went, and the next one may hold NULL. */
+export function loosened(before: Shape, now: Shape): Shape | undefined {
+  const newer = byNumber(now)
+  const goes = ({ number, notNull }: ShapeColumn): boolean => notNull && newer.get(number)?.notNull === false
+  if (!before.columns.some(goes)) return undefined
+  const columns = before.columns.map((column) =>
+    goes(column) ? { ...column, notNull: false, touched: unknown } : column,
+  )
+  return { ...before, columns }
+}
+
 /** A column that was added and dropped again between the looks: what it held matters to nobody any more. */
 function passing(number: number, { name, typeOid, typmod }: SentColumn, declared: string): ShapeColumn {
   const plain = { collation: null, notNull: false, generated: '', expression: null, needs: null }
@@ -109,7 +120,7 @@ export function mistakable(relation: Relation, between: Between): string | undef
   return numbers.every((number, i) => number === own[i]) ? undefined : 'its columns are others of the same name'
 }
 
-export function attributesOf(columns: readonly ShapeColumn[]): PublishedRow['attributes'] {
+function attributesOf(columns: readonly ShapeColumn[]): PublishedRow['attributes'] {
   return sentColumns({ columns }).map(({ number, name, type, typmod, declared }) => [
     number,
     name,
@@ -231,7 +242,7 @@ export function unfollowable(before: Shape, now: Shape, key: readonly number[]):
   if (now.schema !== before.schema || now.name !== before.name) return `it is called ${tableName(now)} now`
   if (now.kind === 'p') return membership(before, now)
   if (now.identity !== before.identity) return 'its replica identity or key changed'
-  const other = lookalike(before, now)
+  const other = lookalike(before, now) ?? exchanged(before, now)
   if (other !== undefined) return other
   const rewritten = now.relfilenode !== before.relfilenode
   const newer = byNumber(now)
@@ -266,6 +277,16 @@ function lookalike(before: Shape, now: Shape): string | undefined {
   return alike && other ? `column ${other.name} is another one now: dropped, and added again` : undefined
 }
 
+/** Columns that took each other's names: afterwards a table by hand looks as before, so nobody could tell whether it was done there. */
+function exchanged(before: Shape, now: Shape): string | undefined {
+  const names = new Set(now.columns.map(({ name }) => name))
+  const other = renames(before, now).find(({ to }) => !names.has(to))
+  return (
+    other &&
+    `column ${other.column} took the name of another that took its name, without a step that could be followed in between`
+  )
+}
+
 /** A reason for a column's definition to be touched that changes no value: the rest is a rewrite of the values in place. */
 function isExplained(old: ShapeColumn, now: ShapeColumn): boolean {
   return isRetyped(old, now) || old.name !== now.name || old.notNull !== now.notNull || old.missing !== now.missing
@@ -284,6 +305,37 @@ export function keyOf(schema: TableSchema, shape: Shape): readonly number[] {
   return schema.key.map((index) => columns[index]?.number ?? 0)
 }
 
+type Rename = Extract<TableChange, { kind: 'rename' }>
+/** A name is taken after it was left; where each waits for another, one goes by way of a name that no column has. */
+function renames(before: Shape, after: Shape): readonly Rename[] {
+  const older = byNumber(before)
+  const names = new Set([...before.columns, ...after.columns].map(({ name }) => name))
+  const waiting = after.columns.flatMap(({ number, name: to }): Rename[] => {
+    const column = older.get(number)?.name
+    return column === undefined || column === to ? [] : [{ kind: 'rename', column, to }]
+  })
+  const ordered: Rename[] = []
+  while (waiting.length > 0) {
+    const next = waiting.findIndex(({ to }) => !waiting.some(({ column }) => column === to))
+    const [rename] = waiting.splice(Math.max(0, next), 1)
+    if (rename === undefined) break
+    let passage = `${rename.column}_`
+    while (names.has(passage)) passage += '_'
+    if (next < 0) waiting.push({ ...rename, column: passage })
+    ordered.push(next < 0 ? { ...rename, to: passage } : rename)
+  }
+  return ordered
+}
+
+/** The way from one shape to another by steps in each of which no name is freed and added anew, so that its columns at the target tell whether it was made. */
+export function stepsBetween(before: Shape, after: Shape): readonly Shape[] {
+  const older = byNumber(before)
+  const names = new Set(before.columns.map(({ name }) => name))
+  const kept = after.columns.filter(({ number }) => older.has(number))
+  const again = after.columns.some(({ number, name }) => !older.has(number) && names.has(name))
+  return again ? [{ ...after, columns: kept, attributes: attributesOf(kept) }, after] : [after]
+}
+
 /** What was done to a table, in an order in which it can be done again. The two are of one table, and `unfollowable` found nothing. `rewritten`: its rows
  *  may have been written anew meanwhile. */
 export function changesBetween(
@@ -298,10 +350,7 @@ export function changesBetween(
     // What is computed of a column goes before it.
     .toSorted((a, b) => b.generated.length - a.generated.length)
     .map(({ name }) => ({ kind: 'drop', column: name }))
-  for (const column of after.columns) {
-    const old = older.get(column.number)
-    if (old && old.name !== column.name) changes.push({ kind: 'rename', column: old.name, to: column.name })
-  }
+  changes.push(...renames(before, after))
   for (const column of after.columns) {
     const old = older.get(column.number)
     if (!old || !isRetyped(old, column)) continue

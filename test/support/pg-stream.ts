@@ -103,6 +103,7 @@ export function fixedTables(
 ): Tables {
   return {
     left: (oid) => left.find((one) => one.oid === oid),
+    ahead: () => false,
     at: schemaOf,
     passing: () => [],
     settle: async () => {},

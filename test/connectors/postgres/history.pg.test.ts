@@ -180,6 +180,13 @@ const cases: readonly Case[] = [
     kinds: ['drop f', 'add g', 'drop g', 'add g'],
   },
   {
+    name: 'names passed on, and the first one given to a new column',
+    steps: [
+      `begin; alter table a rename m to former; alter table a rename n to m; alter table a add n int default 4; commit`,
+    ],
+    kinds: ['rename m', 'rename n', 'add n'],
+  },
+  {
     name: 'inside one transaction, with one that is rolled back',
     steps: [
       `begin; insert into a values (101, 'x'); alter table a add b int; insert into a (id, b) values (102, 2); alter table a rename b to c;
@@ -265,6 +272,51 @@ for (const version of [18, 14] as const) {
           })
         }
       }
+      for (const within of [false, true])
+        for (const live of [true, false])
+          test(`H26: NULL right behind a dropped NOT NULL, ${within ? 'in one transaction' : 'by itself'}, ${live ? 'while it streams' : 'while nobody reads'}: the column takes NULL first`, async () => {
+            const pg = await postgres(version)
+            await using bed = await pgSourceBed(
+              await pg.database('history'),
+              'create table a (id int primary key, n int not null, m text not null); create table b (id int primary key)',
+            )
+            await using source = await bed.open()
+            const after = await bed.retain(source)
+            const work = async (): Promise<void> => {
+              await bed.client.query('insert into b values (1); insert into a values (1, 1, 1)')
+              const [begin, commit] = within ? ['begin', 'commit'] : ['', '']
+              await bed.client.query(`${begin}; alter table a alter n drop not null`)
+              await bed.client.query(`insert into b values (2); insert into a values (2, null, 2); ${commit}`)
+              await bed.client.query(`insert into a values (3, null, 3)`)
+            }
+            if (!live) await work()
+            const read = async (stream: ChangeStream, former: readonly Flat[] = []): Promise<readonly Flat[]> => {
+              const all = [...former]
+              for await (const event of stream) {
+                all.push(...flatten(event))
+                if (all.some((flat) => flat.kind === 'change' && flat.table === 'public.a' && flat.new[0] === '3'))
+                  break
+              }
+              return all.filter(({ kind }) => kind !== 'message')
+            }
+            await using stream = await source.changes(after, never)
+            if (live) {
+              await follow(source, stream, new Replica(), () => true)
+              await work()
+            }
+            const first = await read(stream)
+            const effects = first.filter(({ kind }) => kind === 'effect')
+            assert.equal(effects.length, 1, JSON.stringify(first))
+            const [effect] = effects
+            assert.ok(effect?.kind === 'effect' && effect.effect.kind === 'schema')
+            assert.deepEqual(effect.effect.changes, [{ kind: 'nullable', column: 'n', nullable: true }])
+            const row = first.findIndex((flat) => flat.kind === 'change' && flat.new[1] === null)
+            assert.ok(first.indexOf(effect) < row, JSON.stringify(first))
+            await stream[Symbol.asyncDispose]()
+            await using again = await source.changes(after, never)
+            assert.deepEqual(await read(again), first)
+          })
+
       test(`H24, H26: rows behind a change of a table that was left out since keep their numbers, left out once and again`, async () => {
         const pg = await postgres(version)
         await using bed = await pgSourceBed(

@@ -164,6 +164,24 @@ test('H24: rows of a table that was left out are not handed on, and count; a lat
   assert.equal(drain(later.queue).length, 1)
 })
 
+test('H26: a recorded change takes effect at its mark, also where the table is not described anew', () => {
+  let ahead = true
+  const effect = { kind: 'schema', schema: schemas.a, changes: [] } as const
+  const tables: DecoderOptions['tables'] = {
+    ...fixedTables(() => schemas.a),
+    ahead: () => ahead,
+    at(_, { seq }) {
+      if (!ahead || seq < 8) return schemas.a
+      ahead = false
+      return effect
+    },
+  }
+  const { queue, decoder } = bench({ tables })
+  feed(decoder, [real.begin, real.relationA, real.insert, real.insert, real.insert])
+  const kinds = drain(queue).map((flat) => (flat.kind === 'message' ? '' : `${flat.kind} ${flat.seq}`))
+  assert.deepEqual(kinds, ['change 0', 'change 4', 'effect 8', 'change 12'])
+})
+
 test('H24: changes of a table that was left out keep the numbers they had', () => {
   const position = place as Position
   const marks = [4 * 4, 4 * 5, 4 * 7].map((seq) => ({ position, seq }))
