@@ -35,7 +35,7 @@ describe('a change of a table in mid-stream', { ...needs('pg'), concurrency: 2 }
       'alter table thing alter price type numeric(9,2)',
       'alter table thing alter kind type varchar(9)',
       'alter table thing rename note to remark',
-      'alter table thing alter kind drop not null',
+      `alter table thing alter kind drop not null; insert into thing (id, kind) values (-5, null)`,
       'alter table thing drop column name',
       `begin; insert into thing (id) values (-1); alter table thing add tags text[] default '{a,"b c"}';
        insert into thing (id, tags) values (-2, null); alter table thing rename tags to labels; update thing set labels = '{x}' where id = 1; commit`,

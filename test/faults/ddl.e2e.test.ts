@@ -10,14 +10,14 @@ import { pretendLarge } from '../support/shop.ts'
 import { until, type Worker } from '../support/worker.ts'
 
 /** One table over three partitions, in three lanes. */
-async function prepared(): Promise<Scene> {
+async function prepared(ddl: 'apply' | 'stop' = 'apply'): Promise<Scene> {
   const pg = await postgres(18)
   const [source, target] = [await pg.database('ddl_source'), await pg.database('ddl_target')]
   await createThings(source, 300)
   await sql(source, 'alter table thing add count int, add price numeric(6,2)')
   await pretendLarge(source, ['thing'])
   const log = '{ type: embedded, partitions: 3 }'
-  return await scene({ source, target, mode: 'hybrid', log, more: 'ddl: apply\napply: { lanes: 3 }\n' })
+  return await scene({ source, target, mode: 'hybrid', log, more: `ddl: ${ddl}\napply: { lanes: 3 }\n` })
 }
 async function streaming(worker: Worker): Promise<void> {
   await until(async () => (/ streaming /.test(worker.printed()) ? [] : ['not live yet']), { seconds: 90, worker })
@@ -145,6 +145,80 @@ describe('a change of a table that cannot be followed', { ...needs('pg'), concur
     )
     for (const { id, token } of await sql(pipeline.source, 'select id, token from thing where id <= 300'))
       await sql(pipeline.target, 'update thing set token = $2 where id = $1', [id, token])
+    const next = pipeline.run()
+    await streaming(next)
+    await untilSame(pipeline, next)
+    assert.equal((await next.stop()).code, 0)
+  })
+
+  it(
+    'H26: names passed on and given anew at once: a person who makes one change a start comes to the end',
+    { timeout: 300_000 },
+    async () => {
+      await using pipeline = await prepared('stop')
+      const worker = pipeline.run()
+      await streaming(worker)
+      await sql(pipeline.source, 'update thing set count = id, price = id')
+      await sql(
+        pipeline.source,
+        `begin; alter table thing rename price to former; alter table thing rename count to price; alter table thing add count int default 4;
+       alter table thing drop name; alter table thing add name text default 'n'; insert into thing values (5001); commit;
+       update thing set count = 5 where id < 9`,
+      )
+      let end = await worker.ended
+      const run: string[] = []
+      for (;;) {
+        assert.equal(end.code, 1, end.stderr)
+        const [statement = 'none', more = ''] = end.stderr.match(/ALTER TABLE .*;$/gm) ?? []
+        assert.ok(!run.includes(statement), `${statement} again: ${end.stderr}`)
+        run.push(statement)
+        await sql(pipeline.target, / ADD COLUMN /.test(statement) ? `${statement} ${more}` : statement)
+        if (run.length === 5) break
+        end = await pipeline.command(['run'])
+      }
+      const next = pipeline.run()
+      await streaming(next)
+      await untilSame(pipeline, next)
+      assert.equal((await next.stop()).code, 0)
+    },
+  )
+
+  it('H26: names exchanged at once stop, and undone before a row was written it goes on', async () => {
+    await using pipeline = await prepared()
+    const worker = pipeline.run()
+    await streaming(worker)
+    const exchange = `begin; alter table thing rename price to passage; alter table thing rename count to price;
+       alter table thing rename passage to count; commit`
+    await sql(pipeline.source, exchange)
+    const end = await worker.ended
+    assert.equal(end.code, 1, end.stderr)
+    assert.match(end.stderr, /^✗ TABLE_CHANGED /m)
+    assert.match(end.stderr, /took the name of another/)
+    await sql(pipeline.source, exchange)
+    const next = pipeline.run()
+    await streaming(next)
+    await sql(pipeline.source, 'update thing set price = 3 where id = 4')
+    await untilSame(pipeline, next)
+    assert.equal((await next.stop()).code, 0)
+  })
+
+  it('H26: NULL right behind a dropped NOT NULL: stops with the statement, and goes on once it was run', async () => {
+    await using pipeline = await prepared('stop')
+    await sql(pipeline.source, `update thing set count = id; alter table thing alter count set not null`)
+    const worker = pipeline.run()
+    await streaming(worker)
+    await sql(
+      pipeline.source,
+      `insert into thing (id, count) values (5001, 1); alter table thing alter count drop not null; insert into thing (id) values (5002)`,
+    )
+    const end = await worker.ended
+    assert.equal(end.code, 1, end.stderr)
+    assert.match(end.stderr, /^✗ TABLE_CHANGED /m)
+    assert.deepEqual(end.stderr.match(/ALTER TABLE .*;$/gm), [
+      'ALTER TABLE "public"."thing" ALTER COLUMN "count" DROP NOT NULL;',
+    ])
+    assert.deepEqual(await sql(pipeline.target, 'select id from thing where count is null'), [])
+    await sql(pipeline.target, 'alter table thing alter count drop not null')
     const next = pipeline.run()
     await streaming(next)
     await untilSame(pipeline, next)
