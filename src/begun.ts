@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import type { Finding, Sink } from './connector.ts'
 import { putAlone, type StateStore } from './coordinate/state-store.ts'
@@ -54,6 +55,16 @@ export async function checkBegun(
     })
   }
   return findings
+}
+
+/** Tables that are no longer as the pipeline first recorded them: the target stands at any of their versions, or the source is already further. */
+export function changedSince(versions: readonly TableSchema[], now: readonly TableSchema[]): ReadonlySet<string> {
+  const known = Map.groupBy(versions, ({ table }) => tableName(table))
+  const changed = now.filter((schema) => {
+    const [first, second] = known.get(tableName(schema.table)) ?? []
+    return first !== undefined && (second !== undefined || !isDeepStrictEqual(first, schema))
+  })
+  return new Set(changed.map(({ table }) => tableName(table)))
 }
 
 function listed(names: readonly string[]): string {

@@ -123,7 +123,12 @@ export interface Source extends AsyncDisposable {
 export interface Sink extends AsyncDisposable {
   /** As of a source. */
   identity?(signal: AbortSignal): Promise<string>
-  check(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly Finding[]>
+  /** `changing`: names of those whose changes come to their place in the stream: how the target differs is told, and no remedy but to run. */
+  check(
+    tables: readonly TableSchema[],
+    signal: AbortSignal,
+    changing?: ReadonlySet<string>,
+  ): Promise<readonly Finding[]>
   /** A blocker for each of these tables that holds rows already: a first copy would collide or mix with them. */
   occupied?(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly Finding[]>
   /** Those of the tables that are there already. */

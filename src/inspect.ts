@@ -1,6 +1,6 @@
 import { statusBoard } from './admin/board.ts'
 import { watermarkTrail } from './admin/lag.ts'
-import { checkBegun, readBegun, type Begun } from './begun.ts'
+import { changedSince, checkBegun, readBegun, type Begun } from './begun.ts'
 import { partitionBudget, routes } from './change-log/topics.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import { patternFindings } from './config/table-pattern.ts'
@@ -42,9 +42,11 @@ export async function checkPipeline(
   }
   let tables: readonly TableSchema[] = []
   let identity: string | undefined
+  let changing: ReadonlySet<string> | undefined
   const begun = await begunOrUnknown(parts, signal)
   await ask('source', async () => {
-    await using source = await parts.source(memoryStore(), signal)
+    await using store = begun ? await parts.store(signal) : memoryStore()
+    await using source = await parts.source(store, signal)
     identity = await source.identity?.(signal)
     const { startAt } = config
     const found = await source.check(parts.filter, signal, begun ? undefined : startAt)
@@ -53,12 +55,13 @@ export async function checkPipeline(
       all.push({ table, within })
       return parts.filter(table, within)
     }, signal)
+    if (begun) changing = changedSince((await source.versions?.(signal)) ?? [], tables)
     const { include, exclude } = config.tables
     return [...found, ...patternFindings(include, exclude, all)]
   })
   await ask('target', async () => {
     await using sink = await parts.sink(signal)
-    const found = await checkTarget(sink, tables, config.mode, identity, signal)
+    const found = await checkTarget(sink, tables, config.mode, identity, signal, changing)
     if (begun === undefined) return found
     await using store = await parts.store(signal)
     return [...found, ...(await checkBegun(config, begun, { store, sink }, tables, signal))]

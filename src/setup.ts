@@ -168,9 +168,10 @@ export async function checkTarget(
   mode: PipelineConfig['mode'],
   source: string | undefined,
   signal: AbortSignal,
+  changing?: ReadonlySet<string>,
 ): Promise<readonly Finding[]> {
   if (source !== undefined && (await sink.identity?.(signal)) === source) return [sameDatabase]
-  const findings = await sink.check(tables, signal)
+  const findings = await sink.check(tables, signal, changing)
   if (mode === 'incremental' || sink.occupied === undefined || findings.some(({ level }) => level === 'blocker')) {
     return findings
   }

@@ -19,7 +19,11 @@ import { ident, qualified, selectUniqueIndexes, type IndexRow } from './queries.
 import { isImplied, readCatalog, type CatalogTable } from './schema.ts'
 
 /** The preflight of a target for these tables, under a lock_timeout. Changes nothing. Tables that are missing are no blocker: they may be made. */
-export async function checkTarget(client: pg.Client, tables: readonly TableSchema[]): Promise<readonly Finding[]> {
+export async function checkTarget(
+  client: pg.Client,
+  tables: readonly TableSchema[],
+  changing: ReadonlySet<string> = new Set(),
+): Promise<readonly Finding[]> {
   return await namingLockers(client, async () => {
     const server = await selectServer(client)
     const writer = await selectWriter(client)
@@ -66,7 +70,7 @@ export async function checkTarget(client: pg.Client, tables: readonly TableSchem
               .join('\n'),
           ),
     )
-    found.push(...(await checkPresent(client, server, tables)))
+    found.push(...(await checkPresent(client, server, tables, changing)))
     return found
   })
 }
@@ -97,6 +101,7 @@ async function checkPresent(
   client: pg.Client,
   server: ServerRow,
   tables: readonly TableSchema[],
+  changing: ReadonlySet<string>,
 ): Promise<readonly Finding[]> {
   const found: Finding[] = []
   const objects = new Map(
@@ -169,7 +174,10 @@ async function checkPresent(
           `ALTER ROLE ${ident(server.user)} BYPASSRLS;`,
         ),
       )
-    found.push(...compare(schema, table, unique.get(table.oid) ?? [], categories))
+    const lacks = schema.columns.some(({ name }) => table.columns.every((column) => column.name !== name))
+    const holdsRows = lacks && right?.write === true && (await selectOccupied(client, [schema.table])).length > 0
+    const differences = compare(schema, table, unique.get(table.oid) ?? [], categories, holdsRows)
+    found.push(...(changing.has(name) ? differences.map(onTheWay) : differences))
   }
   found.push(
     finding(
@@ -183,12 +191,24 @@ async function checkPresent(
   return found
 }
 
+/** Only whoever has applied all that came before knows what is to be done: a column that is added too early or too late holds other values. */
+function onTheWay({ observed, needed }: Finding): Finding {
+  return finding(
+    'target.shape',
+    'warning',
+    `${observed}, and the table was changed at the source since it was recorded`,
+    `${needed}, from its place among the rows on`,
+    'Run the pipeline: it applies what came before, and then makes the change itself (ddl: apply) or ends with the statements for the target (ddl: stop)',
+  )
+}
+
 /** Each difference of shape in which rows of the source may not fit. */
 function compare(
   schema: TableSchema,
   table: CatalogTable,
   unique: readonly IndexRow[],
   categories: ReadonlyMap<string, string | null>,
+  holdsRows: boolean,
 ): readonly Finding[] {
   const found: Finding[] = []
   const name = tableName(table.table)
@@ -205,7 +225,9 @@ function compare(
         'blocker',
         `${where} is missing`,
         column.type,
-        `${alter} ADD COLUMN ${ident(column.name)} ${column.type}; -- of an empty table: rows that are there need the source’s values, and a pipeline that has begun says how when it is run`,
+        holdsRows
+          ? `-- ${where}: the rows that are there need the source’s values in it. Copy the table anew, or add the column and fill it from the source`
+          : `${alter} ADD COLUMN ${ident(column.name)} ${column.type};`,
       )
     else {
       if (at.generated)

@@ -86,4 +86,37 @@ describe('a change of a table in mid-stream', { ...needs('pg'), concurrency: 2 }
     await until(async () => await both(pipeline), { seconds: 60, worker: next })
     assert.equal((await next.stop()).code, 0)
   })
+
+  it('H26: while it is stopped, check sends to run, whose statements lead to the same rows', async () => {
+    await using pipeline = await prepared('stop')
+    const worker = await streaming(pipeline)
+    assert.equal((await worker.stop()).code, 0)
+    await sql(pipeline.source, 'insert into thing (id) values (5001)')
+    await sql(pipeline.source, 'alter table thing add size int default 7')
+    await sql(
+      pipeline.source,
+      'insert into thing (id, size) values (5002, 9), (5003, null); insert into thing (id) values (5004)',
+    )
+    const checked = await pipeline.command(['check', '--json'])
+    assert.equal(checked.code, 0, checked.stdout + checked.stderr)
+    const { findings } = JSON.parse(checked.stdout) as {
+      findings: { level: string; observed: string; remedy?: string }[]
+    }
+    const about = findings.filter(({ observed }) => /public\.thing\.size/.test(observed))
+    assert.equal(about.length, 1, checked.stdout)
+    assert.equal(about[0]?.level, 'warning')
+    assert.match(about[0]?.remedy ?? '', /^Run the pipeline/)
+    assert.doesNotMatch(checked.stdout, /ADD COLUMN/)
+    const end = await pipeline.command(['run'])
+    assert.equal(end.code, 1, end.stderr)
+    const statements = end.stderr.match(/ALTER TABLE .*;$/gm) ?? []
+    assert.equal(statements.length, 2, end.stderr)
+    for (const statement of statements) await sql(pipeline.target, statement)
+    const next = await streaming(pipeline)
+    await until(async () => await both(pipeline), { seconds: 60, worker: next })
+    assert.equal((await next.stop()).code, 0)
+    const after = await pipeline.command(['check'])
+    assert.equal(after.code, 0, after.stdout + after.stderr)
+    assert.doesNotMatch(after.stdout, /Run the pipeline/)
+  })
 })

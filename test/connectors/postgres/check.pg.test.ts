@@ -242,6 +242,20 @@ for (const version of [18, 14] as const) {
       assert.deepEqual(blockers(await checkTarget(admin, tables)), ['target.shape'])
     })
 
+    test('a column that is missing beside rows is not to be added without their values; on the way, run says what is to be done', async () => {
+      await admin.query('create schema lacks; create table lacks.t (id int primary key, lost int not null)')
+      const tables = await schemas((id) => id.schema === 'lacks')
+      await admin.query('alter table lacks.t drop column lost')
+      const remedy = async (changing?: ReadonlySet<string>): Promise<string> => {
+        const found = await checkTarget(admin, tables, changing)
+        return found.flatMap((each) => (each.id === 'target.shape' ? [`${each.level} ${each.remedy}`] : [])).join('\n')
+      }
+      assert.equal(await remedy(), 'blocker ALTER TABLE "lacks"."t" ADD COLUMN "lost" integer;')
+      await admin.query('insert into lacks.t values (1)')
+      assert.match(await remedy(), /^blocker -- lacks\.t\.lost: the rows that are there need the source’s values/)
+      assert.match(await remedy(new Set(['lacks.t'])), /^warning Run the pipeline: /)
+    })
+
     test('foreign keys and triggers block where they cannot be switched off', async () => {
       await admin.query(`create schema acts; create table acts.a (id int primary key);
         create table acts.b (id int primary key, a int references acts.a, u int unique deferrable);
