@@ -49,10 +49,10 @@ export function leaseConformance(name: string, open: () => Promise<StateStore>, 
       await using second = await open()
       const [one, other] = [leases(store, 'one'), leases(second, 'other')]
       const lease = fresh()
-      await using held = await one.acquire(lease, 300, never)
-      const until = performance.now() + 1_500
+      await using held = await one.acquire(lease, 800, never)
+      const until = performance.now() + 3_200
       while (performance.now() < until) {
-        assert.equal(await other.tryAcquire(lease, 300, never), undefined)
+        assert.equal(await other.tryAcquire(lease, 800, never), undefined)
         assert.equal(held.signal.aborted, false)
         await setTimeout(40)
       }
@@ -64,8 +64,8 @@ export function leaseConformance(name: string, open: () => Promise<StateStore>, 
       const near = cuttable(store)
       const [one, other] = [leases(near, 'one'), leases(second, 'other')]
       const lease = fresh()
-      await using held = await one.acquire(lease, 400, never)
-      const waiting = other.acquire(lease, 400, never)
+      await using held = await one.acquire(lease, 1_500, never)
+      const waiting = other.acquire(lease, 1_500, never)
       near.cut = true
       await using next = await waiting
       assert.equal(held.signal.aborted, true, 'its signal aborted first')
@@ -74,7 +74,7 @@ export function leaseConformance(name: string, open: () => Promise<StateStore>, 
       assert.ok(next.epoch > held.epoch)
       near.cut = false
       await held[Symbol.asyncDispose]()
-      assert.equal(await one.tryAcquire(lease, 400, never), undefined, 'a lost lease gives nothing back')
+      assert.equal(await one.tryAcquire(lease, 1_500, never), undefined, 'a lost lease gives nothing back')
       assert.equal(next.signal.aborted, false)
     })
 

@@ -6,6 +6,8 @@ export interface Proxy extends AsyncDisposable {
   readonly port: number
   /** Open pairs of connections. */
   readonly connections: number
+  /** Pieces that were thrown away so far. */
+  readonly lost: number
   /** Black hole: bytes wait in both directions, new connections are taken and wait too. Nobody is told. */
   pause(): void
   resume(): void
@@ -51,6 +53,7 @@ export async function startProxy(
   let delayMs = 0
   let loseEvery = 0
   let answers = 0
+  let lost = 0
   let look: Look | undefined
   let number = 0
   const toTarget: Direction = { dropping: false }
@@ -90,7 +93,7 @@ export async function startProxy(
     }
     from.on('data', (data) => {
       deaf ||= direction.dropping && !pair.spared
-      if (deaf) return
+      if (deaf) return void lost++
       const fate = look?.(data, direction === toClient, pair.number)
       if (fate === 'lose') return
       const isLost = direction === toClient && loseEvery > 0 && !pair.spared && ++answers % loseEvery === 0
@@ -129,6 +132,9 @@ export async function startProxy(
     port,
     get connections() {
       return pairs.size
+    },
+    get lost() {
+      return lost
     },
     pause() {
       paused = true

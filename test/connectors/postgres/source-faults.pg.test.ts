@@ -336,6 +336,9 @@ async function untilActive(bed: PgSourceBed): Promise<void> {
   throw new Error('nobody reads the slot')
 }
 
+/** Of the session that is asked: the server's settings reach each at a time of its own. */
+const waitsForNobody = `select where current_setting('synchronous_standby_names') = 'nobody'`
+
 async function untilRow(client: pg.Client, query: string): Promise<pg.QueryResult> {
   for (const deadline = performance.now() + 10_000; performance.now() < deadline; await sleep(20)) {
     const result = await client.query(query)
@@ -356,7 +359,7 @@ suite('a server of its own', needs('pg'), () => {
     await admin.query("alter system set synchronous_standby_names = 'nobody'")
     await admin.query('select pg_reload_conf()')
     const writer = await other(bed)
-    await writer.query('select pg_sleep(0.3)')
+    await untilRow(writer, waitsForNobody)
     const stalled = writer.query("insert into a values (1, 'x')")
     const [change] = await readUntil(stream, (all) => all.length > 0)
     assert.ok(change?.kind === 'change')
@@ -378,7 +381,7 @@ suite('a server of its own', needs('pg'), () => {
     await bed.client.query(`select pg_create_logical_replication_slot('watched', 'pgoutput')`)
     await bed.client.query("alter system set synchronous_standby_names = 'nobody'")
     await bed.client.query('select pg_reload_conf()')
-    await bed.client.query('select pg_sleep(0.3)')
+    await untilRow(bed.client, waitsForNobody)
     const stalled = bed.client.query("insert into a values (1, 'x')")
     const client = await other(bed)
     await untilRow(client, `select from pg_stat_activity where wait_event = 'SyncRep'`)
