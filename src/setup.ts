@@ -278,7 +278,7 @@ export function topicsOf(pipeline: string, tables: readonly Registered[]): reado
   ]
 }
 
-/** `auto` is decided once, before anything is written, and stored: after a crash half the tables are there. */
+/** `auto` is decided once, before anything is written, and stored: after a crash half the tables are there. Anything else is as the operator says now. */
 async function schemaStyle(
   { config, log }: Parts,
   source: Source,
@@ -287,9 +287,10 @@ async function schemaStyle(
   schemas: readonly TableSchema[],
   signal: AbortSignal,
 ): Promise<SchemaStyle> {
+  if (config.snapshot.schema !== 'auto') return config.snapshot.schema
   const decided = await store.get('schema-style', signal)
   if (decided !== undefined) return decided.value as SchemaStyle
-  const style = config.snapshot.schema === 'auto' ? await automatic() : config.snapshot.schema
+  const style = await automatic()
   await putAlone(store, 'schema-style', style, 0, signal)
   failpoint('setup.after-style')
   return style

@@ -66,7 +66,10 @@ export function constraintSteps(from: Definitions, rows: readonly ConstraintRow[
       return [
         {
           what,
-          probe: `exists (select from pg_constraint where conrelid = ${relation(table.table)} and conname = ${literal(row.name)})`,
+          // A table has one key, whatever it is called: whether it is the same is for the check of the target.
+          probe: `exists (select from pg_constraint where conrelid = ${relation(table.table)} and ${
+            row.kind === 'p' ? `contype = 'p'` : `conname = ${literal(row.name)}`
+          })`,
           sql: `alter table ${qualified(table.table)} add constraint ${ident(row.name)} ${row.def}`,
         },
       ]

@@ -4,7 +4,7 @@ import { describe, it } from 'node:test'
 import type { Failpoint } from '../../src/failpoint.ts'
 import { definitionDiffers, keepWriting } from '../support/ddl.ts'
 import { sql } from '../support/postgres.ts'
-import { createThings, scene, type Scene } from '../support/scene.ts'
+import { configure, createThings, scene, type Scene } from '../support/scene.ts'
 import { needs, postgres } from '../support/servers.ts'
 import { pretendLarge } from '../support/shop.ts'
 import { until, type Worker } from '../support/worker.ts'
@@ -255,6 +255,80 @@ describe('a change of a table that cannot be followed', { ...needs('pg'), concur
     const again = await pipeline.command(['run'])
     assert.match(again.stderr, /^✗ TABLE_CHANGED /m)
   })
+
+  /** What an operator does at the target beyond the statements that are printed. */
+  const unfollowable: readonly (readonly [string, string, string])[] = [
+    [
+      'a lookalike column',
+      'alter table thing drop column price; alter table thing add column price numeric(6,2) default 1',
+      '',
+    ],
+    [
+      'another key',
+      'alter table thing drop constraint thing_pkey, add column code int generated always as identity, add primary key (id, code)',
+      'alter table thing drop constraint thing_pkey, add primary key (id, code)',
+    ],
+    [
+      'two tables swapped',
+      `begin; alter table thing rename to former; create table thing (like former including all);
+       insert into thing (id, name) select id * 2, 'anew' from former; commit`,
+      '',
+    ],
+    ['rows rewritten in place', 'alter table thing alter name type text using upper(name)', ''],
+  ]
+  for (const [what, change, byHand] of unfollowable) {
+    it(
+      `H26: ${what} stops, and the table is taken in again by the words of the error, beside another that goes on`,
+      { timeout: 300_000 },
+      async () => {
+        await using pipeline = await prepared()
+        await sql(
+          pipeline.source,
+          `create table other (id int primary key); insert into other select generate_series(1, 50)`,
+        )
+        const both = ['thing', 'other']
+        const worker = pipeline.run()
+        await streaming(worker)
+        await sql(pipeline.source, `insert into thing (id) values (5001); insert into other values (51)`)
+        await sql(pipeline.source, `${change}; insert into thing (id) values (5002); insert into other values (52)`)
+        const end = await worker.ended
+        assert.equal(end.code, 1, end.stderr)
+        assert.match(end.stderr, /^✗ TABLE_CHANGED /m)
+        const [, next = ''] = /^ {4}next +([^]*)/m.exec(end.stderr) ?? []
+        assert.match(
+          next,
+          /name it under tables\.exclude and start; stop; empty the target’s table and give it the new definition; take it in again and start/,
+        )
+        const more = 'ddl: apply\napply: { lanes: 3 }'
+        const include = ['public.thing', 'public.other']
+        await configure(pipeline, { include, exclude: ['public.thing'], more })
+        const without = pipeline.run()
+        await sql(pipeline.source, `insert into thing (id) values (5003); insert into other values (53)`)
+        await until(async () => await pipeline.differences(['other']), { seconds: 90, worker: without })
+        assert.match(without.output(), /left out as the configuration says/)
+        assert.equal((await without.stop()).code, 0)
+        await sql(pipeline.target, 'truncate thing')
+        for (const statement of next.match(/^ *ALTER TABLE .*;$/gm) ?? []) await sql(pipeline.target, statement)
+        await sql(pipeline.target, byHand)
+        await configure(pipeline, { include, more })
+        const again = pipeline.run()
+        await sql(
+          pipeline.source,
+          `insert into thing (id) values (5004); update thing set name = 'later' where id % 7 = 0; delete from other where id = 1`,
+        )
+        await until(
+          async () => [
+            ...(await pipeline.differences(both)),
+            ...(await definitionDiffers(pipeline.source, pipeline.target)),
+          ],
+          { seconds: 120, worker: again },
+        )
+        await sql(pipeline.source, `delete from thing where id % 5 = 0; insert into other values (54)`)
+        await until(async () => await pipeline.differences(both), { seconds: 60, worker: again })
+        assert.equal((await again.stop()).code, 0)
+      },
+    )
+  }
 
   it('H26: a change while the table is copied stops before a wrong row, and undone it goes on', async () => {
     await using pipeline = await prepared()

@@ -34,12 +34,19 @@ function world() {
   const sink = memorySink()
   const store = memoryStore()
   /** Runs before each call of the source that is named; what it throws is the call's. */
-  const hooks: { [call in 'tables' | 'retain' | 'retained' | 'release' | 'open']?: () => unknown } = {}
+  const hooks: { [call in 'tables' | 'retain' | 'retained' | 'release' | 'open' | 'ddl']?: () => unknown } = {}
   const calls = { release: 0, snapshot: 0, retain: 0 }
   const openSource = (): Source => {
     const source = database.open()
+    const { ddl } = hooks
     return {
       ...source,
+      ...(ddl && {
+        async ddl() {
+          await ddl()
+          return { dialect: 'memory', content: new Uint8Array(), notCopied: [] }
+        },
+      }),
       async tables(filter, signal) {
         await hooks.tables?.()
         signal.throwIfAborted()
@@ -73,7 +80,11 @@ function world() {
     openSink: async () => sink,
     openStore: async () => store,
   }
-  const config = (mode: Mode, exclude: readonly string[] = []): PipelineConfig => ({
+  const config = (
+    mode: Mode,
+    exclude: readonly string[] = [],
+    schema: PipelineConfig['snapshot']['schema'] = 'auto',
+  ): PipelineConfig => ({
     name: 'shop',
     mode,
     source: { type: 'memory' },
@@ -81,7 +92,7 @@ function world() {
     tables: { include: ['*.*'], exclude: [...exclude] },
     ddl: 'stop',
     log: { type: 'embedded', dir: join(dir, 'log'), partitions: 3, maxMessageBytes: 64 * 2 ** 20 },
-    snapshot: { parallel: 2, chunkRows: 10, schema: 'auto' },
+    snapshot: { parallel: 2, chunkRows: 10, schema },
     apply: { lanes: 2, batchRows: 100, batchBytes: 1e6 },
     dir,
   })
@@ -105,12 +116,17 @@ function world() {
       await readStatus(config(mode), async () => connector, silent, AbortSignal.timeout(5000)),
     check: async (mode: Mode = 'hybrid', exclude: readonly string[] = []) =>
       await checkPipeline(config(mode, exclude), async () => connector, silent, AbortSignal.timeout(5000)),
-    run: (mode: Mode, exclude: readonly string[] = [], log: Logger = silent) => {
+    run: (
+      mode: Mode,
+      exclude: readonly string[] = [],
+      log: Logger = silent,
+      schema: PipelineConfig['snapshot']['schema'] = 'auto',
+    ) => {
       const stop = new AbortController()
       const statuses: Status[] = []
       const watch = (status: Status): void => void statuses.push(status)
       const signal = AbortSignal.timeout(40_000)
-      const ended = runPipeline(config(mode, exclude), async () => connector, log, {
+      const ended = runPipeline(config(mode, exclude, schema), async () => connector, log, {
         stop: stop.signal,
         signal,
         watch,
@@ -561,6 +577,21 @@ test('some tables at the target and some not is for the operator to decide; all 
   await phase('streaming')
   await stop()
   assert.equal((await store.get('schema-style', signal))?.value, 'none')
+})
+
+test('who makes the tables at the target is as the file says now, whatever was decided where it said nothing', async () => {
+  const { run, hooks, store } = world()
+  let asked = 0
+  hooks.ddl = () => {
+    asked++
+    if (asked > 1) throw new Failure('TARGET_SHAPE', { next: 'Create it by hand, then run with snapshot.schema: none' })
+  }
+  await assert.rejects(run('hybrid').ended, (error) => asFailure(error).code === 'TARGET_SHAPE')
+  assert.equal((await store.get('schema-style', AbortSignal.timeout(1000)))?.value, 'dump')
+  const next = run('hybrid', [], silent, 'none')
+  await next.phase('streaming')
+  await next.stop()
+  assert.equal(asked, 2)
 })
 
 test('a topic that was made anew under its old name is not taken for the log', async () => {
