@@ -75,8 +75,8 @@ export type HistoryOptions = {
   /** Records how tables that were not changed are now; may fail, and is then done another time. */
   readonly keep: (shapes: readonly Shape[]) => Promise<void>
   readonly typeName: (type: number, typmod: number) => Promise<string>
-  /** Whether a look may show something else than the last one. */
-  readonly stale: () => Promise<boolean>
+  /** Another one whenever a look may show something else. */
+  readonly digest: () => Promise<string | undefined>
   /** Adds them to the record, if each is the next of its table; resolves to what is recorded then. */
   readonly record: (versions: readonly Version[]) => Promise<readonly Version[]>
 }
@@ -115,6 +115,8 @@ class TableHistory implements Tables {
   #wanted: Wanted | undefined
   /** A transaction that is not visible yet, and whose rows of this table look as before. */
   #waived = { oid: 0, xid: 0 }
+  /** Of the last look that was taken for its sake. */
+  #digest: string | undefined
   #looking = false
   #nextLook = 0
 
@@ -322,10 +324,13 @@ class TableHistory implements Tables {
     if (this.#looking || performance.now() < this.#nextLook) return
     this.#looking = true
     try {
-      const kept = this.#keeping
-      this.#keeping = []
-      if (kept.length > 0) await this.#options.keep(kept)
-      if (await this.#options.stale()) this.#see(await this.#options.look(new AbortController().signal))
+      const keeping = this.#keeping
+      if (keeping.length > 0) await this.#options.keep(keeping)
+      this.#keeping = this.#keeping.slice(keeping.length)
+      const digest = await this.#options.digest()
+      if (digest === this.#digest) return
+      this.#see(await this.#options.look(new AbortController().signal))
+      this.#digest = digest
     } catch {
       // Whatever it is, the stream or the heartbeat will meet it.
     } finally {

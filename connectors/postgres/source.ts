@@ -79,7 +79,6 @@ export async function openSource(
       throw new Failure('SLOT_LOST', { object: `slot ${name}`, observed: 'this pipeline never retained anything' })
     }
     const { versions, left = [] } = (await retention.check(signal)) ?? made
-    let seenDigest: string | undefined
     const tables = tableHistory({
       versions,
       left,
@@ -88,12 +87,7 @@ export async function openSource(
       look: retention.shapes,
       keep: async (shapes) => await retention.keepShapes(shapes, stop.signal),
       typeName: async (type, typmod) => await ask(selectTypeName(control, type, typmod), stop.signal),
-      stale: async () => {
-        const now = await retention.digest(stop.signal)
-        const before = seenDigest
-        seenDigest = now
-        return now !== before
-      },
+      digest: async () => await retention.digest(stop.signal),
       record: async (fresh) => await retention.addVersions(fresh, stop.signal),
     })
     const deadline = performance.now() + takeOverMs

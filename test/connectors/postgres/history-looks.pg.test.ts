@@ -35,7 +35,7 @@ test(
         },
         keep: async () => {},
         typeName: async () => 'text',
-        stale: async () => false,
+        digest: async () => undefined,
         record: async (fresh) => [...versions, ...fresh],
       })
       let marks = 0
