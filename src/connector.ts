@@ -15,6 +15,7 @@ import type {
   TableId,
   TableSchema,
   TopicPartition,
+  TypeParts,
 } from './model.ts'
 import type { ChangeBatch, LaneBatch, Rows } from './rows.ts'
 import type { StateStore } from './coordinate/state-store.ts'
@@ -92,6 +93,8 @@ export interface Source extends AsyncDisposable {
   /** `startAt`: as `adopt` will be asked to. */
   check(filter: TableFilter, signal: AbortSignal, startAt?: string): Promise<readonly Finding[]>
   tables(filter: TableFilter, signal: AbortSignal): Promise<readonly TableSchema[]>
+  /** What the types of their columns are made of, however deep, where users say what. */
+  types?(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly TypeParts[]>
   /** Every version of the retained tables handed on or about to be, oldest first; the target stands at one of each. Absent: tables never change. */
   versions?(signal: AbortSignal): Promise<readonly TableSchema[]>
   /** Makes the source keep changes of these tables; the first call returns a snapshot, a repeat adds what is missing, leaves out what is not named any
@@ -119,16 +122,17 @@ export interface Source extends AsyncDisposable {
   /** Undoes `retain`. */
   release(signal: AbortSignal): Promise<void>
 }
+/** `changing`: names of tables whose changes come to their place in the stream: how the target differs is told, and no remedy but to run. `types`: what
+ *  those of the users' own are made of. */
+export type AboutSource = {
+  readonly changing?: ReadonlySet<string> | undefined
+  readonly types?: readonly TypeParts[] | undefined
+}
 /** Changes go here. Every call may be repeated with the same arguments. */
 export interface Sink extends AsyncDisposable {
   /** As of a source. */
   identity?(signal: AbortSignal): Promise<string>
-  /** `changing`: names of those whose changes come to their place in the stream: how the target differs is told, and no remedy but to run. */
-  check(
-    tables: readonly TableSchema[],
-    signal: AbortSignal,
-    changing?: ReadonlySet<string>,
-  ): Promise<readonly Finding[]>
+  check(tables: readonly TableSchema[], signal: AbortSignal, about?: AboutSource): Promise<readonly Finding[]>
   /** A blocker for each of these tables that holds rows already: a first copy would collide or mix with them. */
   occupied?(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly Finding[]>
   /** Those of the tables that are there already. */

@@ -9,7 +9,7 @@ import { isRenewed } from './coordinate/lease.ts'
 import { memoryStore } from './coordinate/state-store.ts'
 import { asFailure, codes, Failure } from './errors.ts'
 import type { Logger } from './logger.ts'
-import type { TableId, TableSchema } from './model.ts'
+import type { TableId, TableSchema, TypeParts } from './model.ts'
 import { partsOf, type Connectors, type Parts } from './parts.ts'
 import { registeredTables } from './registry.ts'
 import { readRun } from './run-record.ts'
@@ -41,6 +41,7 @@ export async function checkPipeline(
     }
   }
   let tables: readonly TableSchema[] = []
+  let types: readonly TypeParts[] | undefined
   let identity: string | undefined
   let changing: ReadonlySet<string> | undefined
   const begun = await begunOrUnknown(parts, signal)
@@ -57,11 +58,13 @@ export async function checkPipeline(
     }, signal)
     if (begun) changing = changedSince((await source.versions?.(signal)) ?? [], tables)
     const { include, exclude } = config.tables
+    types = await source.types?.(tables, signal)
     return [...found, ...patternFindings(include, exclude, all)]
   })
   await ask('target', async () => {
     await using sink = await parts.sink(signal)
-    const found = await checkTarget(sink, tables, config.mode, identity, signal, changing)
+    const about = { changing, types }
+    const found = await checkTarget(sink, tables, config.mode, identity, signal, about)
     if (begun === undefined) return found
     await using store = await parts.store(signal)
     return [...found, ...(await checkBegun(config, begun, { store, sink }, tables, signal))]

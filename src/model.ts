@@ -124,6 +124,12 @@ export type Range = {
 /** `replace`: the range may hold rows already (a resumed copy, a repair). */
 export type Chunk = Range & { readonly id: string; readonly snapshot: Position; readonly replace: boolean }
 
+/** What a type of the users' own is made of: the labels of an enumeration in their order, or the fields of a row. */
+export type TypeParts = {
+  readonly type: string
+  readonly kind: 'labels' | 'fields'
+  readonly parts: readonly { readonly name: string; readonly type?: string }[]
+}
 /** `value`: the next one it would give out. */
 export type Counter = { readonly name: string; readonly value: bigint }
 /** With the chunks that are done and the rows each loaded; a live table's are forgotten. */

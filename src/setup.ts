@@ -3,7 +3,7 @@ import { checkBegun, readBegun, writeBegun } from './begun.ts'
 import { readTail } from './capture/capture.ts'
 import { controlTopic, schemasTopic } from './change-log/topics.ts'
 import type { ChangeLog, Topic } from './change-log/change-log.ts'
-import type { Finding, Sink, Snapshot, Source } from './connector.ts'
+import type { AboutSource, Finding, Sink, Snapshot, Source } from './connector.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import { putAlone, type StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
@@ -35,6 +35,8 @@ export async function setUp(
   const startAt = begun ? record.startAt : config.startAt
   const sourceFindings = await source.check(filter, signal, begun ? undefined : startAt)
   const found = await source.tables(filter, signal)
+  const types = await source.types?.(found, signal)
+  const about = { types }
   const identity = await source.identity?.(signal)
   for (const { id, level, observed, needed } of sourceFindings)
     if (level === 'unknown') parts.log.warn({ id, observed, needed }, 'could not be checked')
@@ -45,7 +47,7 @@ export async function setUp(
     ...logFindings,
     ...(begun
       ? await checkBegun(config, record, { store, sink }, found, signal)
-      : await checkTarget(sink, found, config.mode, identity, signal)),
+      : await checkTarget(sink, found, config.mode, identity, signal, about)),
   ])
   if (found.length === 0) {
     throw new Failure('TABLE_MISSING', {
@@ -88,7 +90,7 @@ export async function setUp(
   // The target's table may stand at any version, or between two: a barrier or the first row tells.
   const versionsOf = Map.groupBy(versions, ({ table }) => tableName(table))
   const settled = schemas.filter(({ table }) => (versionsOf.get(tableName(table))?.length ?? 0) <= 1)
-  blockUnless(await sink.check(settled, signal))
+  blockUnless(await sink.check(settled, signal, about))
   const hold = async (held: readonly Registered[], start?: Start): Promise<void> => {
     const copies = held.map(({ schema, route }) => {
       return { table: schema.table, partitions: partitionsOf(route), snapshot: origin, live: !copying }
@@ -168,10 +170,10 @@ export async function checkTarget(
   mode: PipelineConfig['mode'],
   source: string | undefined,
   signal: AbortSignal,
-  changing?: ReadonlySet<string>,
+  about?: AboutSource,
 ): Promise<readonly Finding[]> {
   if (source !== undefined && (await sink.identity?.(signal)) === source) return [sameDatabase]
-  const findings = await sink.check(tables, signal, changing)
+  const findings = await sink.check(tables, signal, about)
   if (mode === 'incremental' || sink.occupied === undefined || findings.some(({ level }) => level === 'blocker')) {
     return findings
   }

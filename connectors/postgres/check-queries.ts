@@ -1,4 +1,5 @@
 import type pg from 'pg'
+import type { TypeParts } from '../../src/model.ts'
 import { qualified } from './queries.ts'
 
 /** Tables asked in one statement. */
@@ -189,14 +190,48 @@ export async function selectEnforcers(
   return rows
 }
 
-type WriterRow = { origins: boolean; own_schema: boolean | null; origin_limit: number; origins_used: number }
+/** What enumerations and row types consist of that these tables' columns are made of, however deep. */
+export async function selectTypeParts(client: pg.ClientBase, tables: readonly number[]): Promise<readonly TypeParts[]> {
+  const { rows } = await client.query<TypeParts>(
+    `with recursive used (oid) as (
+       select atttypid from pg_attribute where attrelid = any($1::oid[]) and attnum > 0 and not attisdropped
+       union
+       select x.oid from used join pg_type t on t.oid = used.oid
+         cross join lateral (
+           select t.typbasetype where t.typtype = 'd'
+           union all select t.typelem where t.typelem <> 0 and t.typlen = -1
+           union all select a.atttypid from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+           union all select unnest(array[r.rngsubtype, r.rngtypid]) from pg_range r where t.oid in (r.rngtypid, r.rngmultitypid)
+         ) x (oid)
+     )
+     select format_type(t.oid, null) as type, 'labels' as kind,
+            (select coalesce(json_agg(json_build_object('name', e.enumlabel) order by e.enumsortorder), '[]') from pg_enum e where e.enumtypid = t.oid) as parts
+       from used join pg_type t on t.oid = used.oid where t.typtype = 'e'
+     union all
+     select format_type(t.oid, null), 'fields',
+            (select coalesce(json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod)) order by a.attnum), '[]')
+               from pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped)
+       from used join pg_type t on t.oid = used.oid where t.typtype = 'c' and t.typrelid >= 16384
+      order by 1`,
+    [tables],
+  )
+  return rows
+}
+
+type WriterRow = {
+  origins: boolean
+  own_schema: boolean | null
+  origin_limit: number
+  /** All there are at the server. */
+  origin_names: string[]
+}
 export async function selectWriter(client: pg.ClientBase): Promise<WriterRow | undefined> {
   const { rows } = await client.query<WriterRow>(`
     select has_function_privilege('pg_replication_origin_session_setup(text)', 'execute')
              and has_function_privilege('pg_replication_origin_create(text)', 'execute') as origins,
            (select has_schema_privilege(oid, 'create') from pg_namespace where nspname = 'crossfade') as own_schema,
            coalesce(current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'))::int as origin_limit,
-           (select count(*)::int from pg_replication_origin) as origins_used`)
+           array(select roname from pg_replication_origin order by roname) as origin_names`)
   return rows[0]
 }
 

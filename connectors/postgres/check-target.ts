@@ -1,6 +1,7 @@
 import type pg from 'pg'
-import type { Finding } from '../../src/connector.ts'
-import { tableName, type TableSchema } from '../../src/model.ts'
+import type { AboutSource, Finding } from '../../src/connector.ts'
+import { tableName, type TableSchema, type TypeParts } from '../../src/model.ts'
+import { checkParts } from './check-parts.ts'
 import {
   maySetReplicaRole,
   selectCategories,
@@ -9,20 +10,22 @@ import {
   selectOccupied,
   selectRights,
   selectServer,
+  selectTypeParts,
   selectWriter,
   type ServerRow,
 } from './check-queries.ts'
 import { checkVersion, finding } from './check.ts'
 import { fits } from './fits.ts'
 import { namingLockers } from './lockers.ts'
-import { ident, qualified, selectUniqueIndexes, type IndexRow } from './queries.ts'
+import { ident, literal, qualified, selectUniqueIndexes, type IndexRow } from './queries.ts'
 import { isImplied, readCatalog, type CatalogTable } from './schema.ts'
 
 /** The preflight of a target for these tables, under a lock_timeout. Changes nothing. Tables that are missing are no blocker: they may be made. */
 export async function checkTarget(
   client: pg.Client,
   tables: readonly TableSchema[],
-  changing: ReadonlySet<string> = new Set(),
+  { changing = new Set(), types = [] }: AboutSource = {},
+  pipeline = '',
 ): Promise<readonly Finding[]> {
   return await namingLockers(client, async () => {
     const server = await selectServer(client)
@@ -70,9 +73,40 @@ export async function checkTarget(
               .join('\n'),
           ),
     )
-    found.push(...(await checkPresent(client, server, tables, changing)))
+    if (writer.origins) found.push(...checkOrigins(server, writer.origin_names, writer.origin_limit, pipeline))
+    found.push(...(await checkPresent(client, server, tables, changing, types)))
     return found
   })
+}
+
+/** Sessions that stream at once, each under a name of its own: as many as a pipeline has lanes, unless told otherwise. */
+const lanes = 4
+
+/** Names stay with a server for good, also those of pipelines that are no more; whose writes a slot may still have to tell apart, only people know. */
+function checkOrigins(
+  server: ServerRow,
+  names: readonly string[],
+  limit: number,
+  pipeline: string,
+): readonly Finding[] {
+  const own = names.filter((name) => name.startsWith(`crossfade:${pipeline}:`)).length
+  const free = limit - names.length
+  const wanted = Math.max(0, lanes - own)
+  if (free >= wanted) return []
+  const others = names.filter((name) => name.startsWith('crossfade:') && !name.startsWith(`crossfade:${pipeline}:`))
+  const setting = server.version >= 180_000 ? 'max_active_replication_origins' : 'max_replication_slots'
+  return [
+    finding(
+      'target.origins',
+      'warning',
+      `${Math.max(0, free)} of ${limit} replication origins free${others.length > 0 ? `, and ${others.join(', ')} are of other pipelines` : ''}`,
+      `${wanted} more, one a lane: writes without one cannot be told from others by a way back`,
+      [
+        ...others.map((name) => `SELECT pg_replication_origin_drop(${literal(name)}); -- if its pipeline is no more`),
+        `ALTER SYSTEM SET ${setting} = ${limit + wanted - Math.min(0, free)}; -- then restart the server`,
+      ].join('\n'),
+    ),
+  ]
 }
 
 /** A blocker for each of the tables that is there and holds rows. */
@@ -102,6 +136,7 @@ async function checkPresent(
   server: ServerRow,
   tables: readonly TableSchema[],
   changing: ReadonlySet<string>,
+  types: readonly TypeParts[],
 ): Promise<readonly Finding[]> {
   const found: Finding[] = []
   const objects = new Map(
@@ -122,8 +157,10 @@ async function checkPresent(
   const oids = present.map((table) => table.oid)
   const rights = new Map((await selectRights(client, oids)).map((row) => [row.oid, row]))
   const unique = Map.groupBy(await selectUniqueIndexes(client, oids), (row) => row.indrelid)
+  const parts = types.length === 0 ? [] : await selectTypeParts(client, oids)
   const categories = await selectCategories(client, [
     ...new Set([
+      ...[...types, ...parts].flatMap((type) => type.parts.flatMap((part) => part.type ?? [])),
       ...tables.flatMap((schema) => schema.columns.map((column) => column.type)),
       ...present.flatMap((table) => table.columns.map((column) => column.type)),
     ]),
@@ -186,6 +223,7 @@ async function checkPresent(
       `${tables.length - missing} of ${tables.length} tables are there`,
       'all, or none, to be made',
     ),
+    ...checkParts(types, parts, categories),
     ...(await checkEnforcers(client, server, oids)),
   )
   return found

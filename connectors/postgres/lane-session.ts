@@ -246,7 +246,12 @@ async function setOrigin(client: Client, pipeline: string, log: Logger): Promise
       // Created by another at this moment: ours to try again. Used by another: the next one.
       if (state === '23505') n--
       else if (state !== '55006') {
-        log.info({ code: state }, 'writes to the target carry no replication origin')
+        if (state === '53400')
+          log.warn(
+            { code: state, next: 'crossfade check names those of other pipelines' },
+            'writes to the target carry no replication origin: the server has no free place for one',
+          )
+        else log.info({ code: state }, 'writes to the target carry no replication origin')
         return
       }
     }

@@ -35,8 +35,8 @@ export async function openSink(config: PostgresConfig, context: Context, signal:
   await control.use(signal, async () => {})
   return {
     identity: async (given) => await control.use(given, async (client) => await selectIdentity(client)),
-    check: async (tables, given, changing) =>
-      await control.use(given, async (client) => await checkTarget(client, tables, changing)),
+    check: async (tables, given, about) =>
+      await control.use(given, async (client) => await checkTarget(client, tables, about, pipeline)),
     occupied: async (tables, given) => await control.use(given, async (client) => await checkOccupied(client, tables)),
     present: async (tables, given) =>
       await control.use(given, async (client) => {

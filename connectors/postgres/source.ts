@@ -4,9 +4,10 @@ import type pg from 'pg'
 import type { ChangeStream, Context, Source, TableFilter } from '../../src/connector.ts'
 import type { StateStore } from '../../src/coordinate/state-store.ts'
 import { Failure } from '../../src/errors.ts'
-import type { Position, Counter } from '../../src/model.ts'
+import { tableName, type Position, type Counter } from '../../src/model.ts'
 import { ask } from './answer.ts'
 import { checkSource } from './check.ts'
+import { selectTypeParts } from './check-queries.ts'
 import { close, connect, endWhenSilent, replicationOptions, type PostgresConfig } from './config.ts'
 import { readDdl } from './ddl.ts'
 import { checkPlace, followTimeline } from './divergence.ts'
@@ -142,6 +143,17 @@ export async function openSource(
       const looked = namingLockers(control, async () => await readCatalog(control, filter))
       const catalog = await ask(looked, signal)
       return catalog.map((table) => tableSchema(table, 1))
+    },
+    async types(tables, signal) {
+      const names = new Set(tables.map(({ table }) => tableName(table)))
+      const looked = namingLockers(control, async () => {
+        const catalog = await readCatalog(control, (table) => names.has(tableName(table)))
+        return await selectTypeParts(
+          control,
+          catalog.map(({ oid }) => oid),
+        )
+      })
+      return await ask(looked, signal)
     },
     versions: async (signal) => ((await retention.load(signal))?.versions ?? []).map(({ schema }) => schema),
     retain: retention.retain,

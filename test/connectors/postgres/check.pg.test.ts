@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
 import type pg from 'pg'
+import { selectTypeParts } from '../../../connectors/postgres/check-queries.ts'
 import { checkOccupied, checkTarget } from '../../../connectors/postgres/check-target.ts'
 import { checkSource } from '../../../connectors/postgres/check.ts'
 import { connect, parse, type PostgresConfig } from '../../../connectors/postgres/config.ts'
@@ -86,6 +87,85 @@ for (const version of [18, 14] as const) {
         }
       } finally {
         await Promise.all([locker.end(), looker.end()])
+      }
+    })
+
+    test('a type that is another at the target is a blocker with the statements that mend it', async () => {
+      const target = await connect(
+        parse({ url: await (await postgres(version)).database('check_types') }),
+        { name: 'test' },
+        signal,
+      )
+      const tables = `create table typed.t (id int primary key, m typed.mood, d typed.glad[], p typed.part, s typed.same)`
+      try {
+        for (const [client, labels, fields] of [
+          [admin, `'a', 'low', 'mid', 'it''s', 'top'`, 'a int, b numeric(6,2), c text'],
+          [target, `'low', 'mid', 'more'`, 'a int'],
+        ] as const)
+          await client.query(`create schema typed; create type typed.mood as enum (${labels}); create domain typed.glad as typed.mood;
+            create type typed.part as (${fields}); create type typed.same as (a int, b typed.mood); ${tables}`)
+        const known = await schemas(({ schema }) => schema === 'typed')
+        const catalog = await readCatalog(admin, ({ schema }) => schema === 'typed')
+        const types = await selectTypeParts(
+          admin,
+          catalog.map(({ oid }) => oid),
+        )
+        assert.deepEqual(
+          types.map(({ type }) => type),
+          ['typed.mood', 'typed.part', 'typed.same'],
+        )
+        assert.deepEqual(blockers(await checkTarget(target, known)), [])
+        const found = (await checkTarget(target, known, { types })).filter(({ level }) => level === 'blocker')
+        assert.deepEqual(
+          found.map(({ observed }) => observed),
+          [
+            `type typed.mood has no label 'a', 'it''s', 'top': a row with it would be refused`,
+            'type typed.part is ("a" integer)',
+          ],
+        )
+        for (const { remedy = '' } of found) for (const statement of remedy.split('\n')) await target.query(statement)
+        assert.deepEqual(
+          (await checkTarget(target, known, { types })).filter(
+            ({ id, level }) => id === 'target.shape' && level !== 'ok',
+          ),
+          [],
+        )
+        await target.query(`insert into typed.t values (1, 'a', '{top}', '(1,2.50,x)', '(1,it''s)')`)
+      } finally {
+        await target.end()
+      }
+    })
+
+    test('places for the names of our writes that others have taken are named with what frees them', async () => {
+      const { rows } = await admin.query<{ limit: number; used: number }>(
+        `select coalesce(current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'))::int as limit,
+                (select count(*)::int from pg_replication_origin) as used`,
+      )
+      const { limit = 0, used = 0 } = rows[0] ?? {}
+      const old = Array.from({ length: limit - used - 2 }, (_, i) => `crossfade:old ${version}:${i}`)
+      for (const name of old) await admin.query('select pg_replication_origin_create($1)', [name])
+      try {
+        const told = async (): Promise<Finding | undefined> =>
+          (await checkTarget(admin, [], {}, 'shop')).find(
+            ({ id, level }) => id === 'target.origins' && level === 'warning',
+          )
+        const found = await told()
+        assert.match(
+          found?.observed ?? '',
+          new RegExp(`^2 of ${limit} replication origins free, and .*crossfade:old ${version}:0`),
+        )
+        await admin.query(
+          (found?.remedy ?? '')
+            .split('\n')
+            .filter((line) => line.includes(`old ${version}:`))
+            .slice(0, 2)
+            .join('\n'),
+        )
+        assert.equal(await told(), undefined)
+      } finally {
+        await admin.query('select pg_replication_origin_drop(roname) from pg_replication_origin where roname like $1', [
+          `crossfade:old ${version}:%`,
+        ])
       }
     })
 
@@ -247,7 +327,7 @@ for (const version of [18, 14] as const) {
       const tables = await schemas((id) => id.schema === 'lacks')
       await admin.query('alter table lacks.t drop column lost')
       const remedy = async (changing?: ReadonlySet<string>): Promise<string> => {
-        const found = await checkTarget(admin, tables, changing)
+        const found = await checkTarget(admin, tables, { changing })
         return found.flatMap((each) => (each.id === 'target.shape' ? [`${each.level} ${each.remedy}`] : [])).join('\n')
       }
       assert.equal(await remedy(), 'blocker ALTER TABLE "lacks"."t" ADD COLUMN "lost" integer;')
