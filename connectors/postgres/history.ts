@@ -6,48 +6,19 @@ import {
   comparePositions,
   origin,
   tableName,
-  type Effect,
   type Mark,
   type Position,
-  type TableChange,
   type TableSchema,
 } from '../../src/model.ts'
-import { addressed, wordsFor } from './alter.ts'
 import type { Relation } from './pgoutput.ts'
 import { parseLsn, positionOf } from './position.ts'
-import {
-  changesBetween,
-  keyOf,
-  loosened,
-  mistakable,
-  nextSchema,
-  relationDifference,
-  shapeBetween,
-  stepsBetween,
-  unfollowable,
-  type SentColumn,
-} from './shape.ts'
+import { loosened, mistakable, shapeBetween } from './shape-between.ts'
+import { keyOf, relationDifference, type SentColumn } from './shape.ts'
 import type { Shape, Shapes } from './source-queries.ts'
+import { changesBetween } from './changes-between.ts'
+import { unfollowable } from './unfollowable.ts'
+import { changed, nextVersions, notRecorded, type Left, type SchemaEffect, type Version } from './version.ts'
 import { isOpen } from './visibility.ts'
-
-/** A table's definition from a place on; recorded before anything behind that place is handed on, so that a re-sent transaction meets the same. */
-export type Version = {
-  readonly oid: number
-  readonly from: Mark
-  readonly schema: TableSchema
-  readonly shape: Shape
-  /** Since the version before. */
-  readonly changes: readonly TableChange[]
-}
-export type SchemaEffect = Extract<Effect, { kind: 'schema' }>
-
-/** A table that was left out: its rows are passed over, up to `until` if it was taken in again. */
-export type Left = {
-  readonly oid: number
-  readonly until?: Position
-  /** Of the changes it had when it was left out, in their order: each took a number of its transaction, and takes it when that is sent again. */
-  readonly marks?: readonly Mark[]
-}
 
 /** What the tables of a stream are, at each place of it. Places are asked for in their order. `undefined`: `settle`, then ask again. */
 export interface Tables {
@@ -274,19 +245,9 @@ class TableHistory implements Tables {
     }[],
   ): Promise<void> {
     failpoint('ddl.before-record')
-    const versions: Version[] = []
-    for (const { table, shape, mark, rewritten } of all) {
-      let { base } = table
-      let { schema } = inForce(table)
-      const { oid } = inForce(table)
-      for (const step of stepsBetween(base, shape)) {
-        const before = versions.at(-1)?.from
-        const from = before !== undefined && compareMarks(before, mark) >= 0 ? { ...before, seq: before.seq + 4 } : mark
-        schema = nextSchema(schema, base, step)
-        versions.push({ oid, from, schema, shape: step, changes: changesBetween(base, step, rewritten) })
-        base = step
-      }
-    }
+    const versions = nextVersions(
+      all.map(({ table, ...found }) => ({ ...found, former: inForce(table), base: table.base })),
+    )
     this.#adopt(await this.#options.record(versions), undefined)
     failpoint('ddl.after-record')
     this.#see(this.#looked)
@@ -358,38 +319,4 @@ function inForce(table: Table): Version {
 
 function following({ versions, at }: Table): Version | undefined {
   return versions[at + 1]
-}
-
-/** The newest versions as last seen unchanged. A shape that is of another version by now is left. */
-export function withShapes(versions: readonly Version[], shapes: readonly Shape[]): readonly Version[] {
-  const newest = new Map(versions.map((version) => [version.oid, version]))
-  return versions.map((version) => {
-    const shape = newest.get(version.oid) === version ? shapes.find(({ oid }) => oid === version.oid) : undefined
-    return shape && changesBetween(version.shape, shape).length === 0 ? { ...version, shape } : version
-  })
-}
-
-function notRecorded({ table }: Relation): Failure {
-  return new Failure('TABLE_CHANGED', {
-    object: tableName(table),
-    observed: 'it was not recorded: a partition or table added since',
-    needed: 'the tables and partitions that were recorded when the pipeline began',
-    effect: 'its changes are not captured, and nothing after them is',
-    next: 'Undo the change, or name the table under tables.exclude, and start again',
-  })
-}
-
-/** What the operator must know of a table that can be followed no further. */
-export function changed({ schema, shape }: Version, why: string, now: Shape | undefined): Failure {
-  const statements = now && now.kind !== 'p' ? addressed(schema.table, changesBetween(shape, now)) : []
-  return new Failure('TABLE_CHANGED', {
-    object: tableName(schema.table),
-    observed: [why, ...(now ? wordsFor(changesBetween(shape, now)) : [])].join('; '),
-    needed: 'changes whose place among the rows can be proved',
-    effect: 'what came before is captured, nothing after it is; no row was written in a wrong shape',
-    next: [
-      'Undo the change at the source where that is possible, and start again. Otherwise the table needs a new copy: name it under tables.exclude and start; stop; empty the target’s table and give it the new definition; take it in again and start',
-      ...statements,
-    ].join('\n'),
-  })
 }

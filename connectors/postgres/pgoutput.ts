@@ -3,8 +3,9 @@ import { Failure } from '../../src/errors.ts'
 import { comparePositions, type Position, type TableId, type TableSchema } from '../../src/model.ts'
 import { Op, Tag } from '../../src/rows.ts'
 import type { ChangeQueue } from './change-queue.ts'
-import type { Left, Tables } from './history.ts'
+import type { Tables } from './history.ts'
 import { positionOf, readPosition } from './position.ts'
+import type { Left } from './version.ts'
 
 /** What a Relation message tells of a table. Columns are the published ones in attnum order, without generated ones. */
 export type Relation = {

@@ -1,9 +1,11 @@
 import { Failure } from '../../src/errors.ts'
 import { origin, tableName, type TableId, type TableSchema } from '../../src/model.ts'
 import type { StateStore } from '../../src/coordinate/state-store.ts'
-import { changed, withShapes, type Left, type Version } from './history.ts'
-import { changesBetween, keyOf, sentColumns, unfollowable } from './shape.ts'
+import { keyOf, sentColumns } from './shape.ts'
 import type { PublicationRow, PublishedRow, Shape, System } from './source-queries.ts'
+import { changesBetween } from './changes-between.ts'
+import { unfollowable } from './unfollowable.ts'
+import { changed, withShapes, type Left, type Version } from './version.ts'
 
 /** What the source must recognise after a restart. `making`: nothing was handed out yet, so what there is may be made again. */
 export type Retained = System & {

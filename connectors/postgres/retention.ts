@@ -19,7 +19,7 @@ import {
   withRoots,
   type Retained,
 } from './retained.ts'
-import { withShapes, type Left, type Version } from './history.ts'
+import { withShapes, type Left, type Version } from './version.ts'
 import { freeSlot, openSlot } from './slots.ts'
 import {
   addToPublication,

@@ -3,8 +3,9 @@ import { describe, it } from 'node:test'
 import fc from 'fast-check'
 import { missingAt } from '../../../connectors/postgres/alter.ts'
 import type { CatalogTable } from '../../../connectors/postgres/schema.ts'
-import { changesBetween, stepsBetween, unfollowable } from '../../../connectors/postgres/shape.ts'
 import type { Shape, ShapeColumn } from '../../../connectors/postgres/source-queries.ts'
+import { changesBetween, stepsBetween } from '../../../connectors/postgres/changes-between.ts'
+import { unfollowable } from '../../../connectors/postgres/unfollowable.ts'
 import type { TableChange } from '../../../src/model.ts'
 
 /** A column by its number, the name it has, and its type. */
