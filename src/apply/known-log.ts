@@ -85,7 +85,7 @@ function stampOf(batch: FetchedBatch): { readonly mark?: Mark; readonly epoch: E
     committedAt: 0,
     rest: 0,
   }
-  const kind = readPrefix(batch, 0, prefix)
+  const kind = kindOf(batch, prefix)
   if (kind === 'none') return undefined
   if (kind === 'control') {
     const record = decodeControl(batch.bytes.subarray(batch.bounds[2], batch.bounds[3]))
@@ -93,6 +93,16 @@ function stampOf(batch: FetchedBatch): { readonly mark?: Mark; readonly epoch: E
   }
   const position = Buffer.from(batch.bytes.subarray(prefix.positionStart, prefix.positionEnd)).toString() as Position
   return { mark: { position, seq: prefix.seq }, epoch: prefix.epoch }
+}
+
+/** What cannot be read as one of ours no lane passes over: only a table that was taken in anew begins behind it. */
+function kindOf(batch: FetchedBatch, prefix: Prefix): ReturnType<typeof readPrefix> {
+  try {
+    return readPrefix(batch, 0, prefix)
+  } catch (error) {
+    if (asFailure(error).code === 'LOG_DAMAGED') return 'none'
+    throw error
+  }
 }
 
 function shorter(checkpoint: Checkpoint, end: number): Failure {

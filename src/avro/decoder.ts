@@ -211,9 +211,10 @@ function readNative(code: number, to: Memory, at: number, from: Memory, end: num
   }
 }
 
-/** What helps where a record of somebody else, or of a log that lost its schemas, stands in the way. */
+/** What helps where a record of somebody else, or of a log that lost its schemas, stands in the way. It cannot be told from one of ours, so nothing
+ *  passes over it; a table that is taken in anew begins behind it, with a copy that holds whatever it may have been. */
 export const strangerNext: string =
-  'If somebody else writes to this topic, take that right away: a record between ours cannot be passed over safely. Then copy again under another pipeline name'
+  'Take the right to write to this topic away from others. Then copy its table anew, which begins behind that record: name the table under tables.exclude, start and stop; empty it at the target; name it no longer, and start. Where it is the only table, copy under another pipeline name'
 
 function damaged(batch: FetchedBatch, i: number): Failure {
   return new Failure('LOG_DAMAGED', {

@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict'
 import { after, before, describe, it, type TestContext } from 'node:test'
+import { readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Kafka, logLevel, type Admin } from 'kafkajs'
 import { startKafka, type KafkaCluster } from '../support/kafka.ts'
@@ -216,8 +218,9 @@ describe(
 
     it('a record of somebody else in a data topic: what is none of ours is passed over, what looks like ours stops it', async (t) => {
       await using pipeline = await prepared()
+      await sql(pipeline.source, 'create table other (id int primary key)')
       const worker = pipeline.run()
-      await untilEqual(pipeline, worker)
+      await untilEqual(pipeline, worker, 80, ['thing', 'other'])
       const producer = new Kafka({ brokers: [...cluster.brokers], logLevel: logLevel.NOTHING }).producer()
       await producer.connect()
       const topic = topicOf(pipeline, 'data')
@@ -237,6 +240,20 @@ describe(
         await producer.disconnect()
       }
       await assertNoHole(pipeline)
+      // The way on that it names: nothing is passed over, and nothing is lost.
+      const file = join(pipeline.work.dir, 'crossfade.yaml')
+      const yaml = await readFile(file, 'utf8')
+      await writeFile(file, yaml.replace('tables: { include: ["public.*"]', '$&, exclude: ["public.thing"]'))
+      await sql(pipeline.source, `insert into thing values (1000, 'meanwhile'); insert into other values (1)`)
+      const without = pipeline.run()
+      await untilEqual(pipeline, without, 80, ['other'])
+      assert.equal((await without.stop()).code, 0)
+      await writeFile(file, yaml)
+      await sql(pipeline.target, 'truncate thing')
+      const again = pipeline.run()
+      await sql(pipeline.source, `update thing set name = 'later' where id % 7 = 0`)
+      await untilEqual(pipeline, again, 80, ['thing', 'other'])
+      assert.equal((await again.stop()).code, 0)
     })
   },
 )

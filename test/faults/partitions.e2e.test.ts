@@ -38,6 +38,26 @@ describe('a partitioned table', { ...needs('pg'), timeout: 300_000, concurrency:
     await worker.stop()
   })
 
+  it('H26: stops at a new one among its leaves where they are captured in part, and takes it in at the next start', async () => {
+    await using pipeline = await sales({ include: 'public.sales', exclude: 'public.north_high' })
+    const worker = pipeline.run()
+    const others = leaves.filter((leaf) => leaf !== 'north_high')
+    await untilEqual(pipeline, worker, 40, others)
+    await sql(
+      pipeline.source,
+      `create table west partition of sales for values in ('far west'); insert into sales values ('far west', 1, 1, 'first')`,
+    )
+    const end = await worker.ended
+    assert.equal(end.code, 1, end.stderr)
+    assert.match(
+      end.stderr,
+      /^✗ TABLE_CHANGED .*\n +object +public\.west\n +observed it became a part of public\.sales/m,
+    )
+    const again = pipeline.run()
+    await untilEqual(pipeline, again, 80, [...others, 'west'])
+    assert.equal((await again.stop()).code, 0)
+  })
+
   for (const [what, change] of [
     ['a new one', `create table west partition of sales for values in ('far west')`],
     ['a table that is attached', `alter table sales attach partition west for values in ('far west')`],

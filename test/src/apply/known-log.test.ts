@@ -143,3 +143,14 @@ async function addTo(log: ChangeLog, partition: number): Promise<void> {
   builder.addControl('epoch', key, value, 0)
   await log.append([builder.finish(topic, partition)], signal)
 }
+
+test('a checkpoint may stand behind a record of somebody else, readable as ours or not', async () => {
+  const log = await filled()
+  for (const value of ['{}', '\0\0\0\0\x4dan envelope of another registry']) {
+    const builder = batchBuilder({ compress: false })
+    builder.add(Buffer.from(value), -1, -1, 0, value.length, 0)
+    await log.append([builder.finish(topic, 0)], signal)
+    const [end] = await log.ends([at], signal)
+    await demandKnown(log, [checkpoint(end?.offset ?? 0, 3)], signal)
+  }
+})
