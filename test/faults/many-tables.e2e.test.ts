@@ -46,6 +46,8 @@ describe('2,000 tables in one pipeline', { ...needs('pg'), timeout: 600_000 }, (
       { seconds: 200, worker },
     )
     t.diagnostic(`fault: worker killed; all are live ${since(again)} s after the next began`)
+    const before = writer.written
+    await until(async () => (writer.written > before + 200 ? [] : ['too little was streamed']), { seconds: 60, worker })
     await writer.stop()
     const stopped = performance.now()
     const expected = await sums(source)
