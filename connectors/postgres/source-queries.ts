@@ -46,34 +46,6 @@ export async function selectSlot(client: pg.ClientBase, slot: string): Promise<S
   )
   return rows[0]
 }
-/** A slot that was made by hand, and where the log ends. */
-export async function selectStartSlot(
-  client: pg.ClientBase,
-  slot: string,
-): Promise<{ temporary: boolean; two_phase: boolean; confirmed: string | null; end: string } | undefined> {
-  const { rows } = await client.query<{
-    temporary: boolean
-    two_phase: boolean
-    confirmed: string | null
-    end: string
-  }>(
-    `select temporary, two_phase, confirmed_flush_lsn as confirmed, pg_current_wal_insert_lsn() as end
-       from pg_replication_slots where slot_name = $1`,
-    [slot],
-  )
-  return rows[0]
-}
-/** Whether every transaction that made the publication or changed it is older than any that the slot of its name decodes. */
-export async function selectMadeBefore(client: pg.ClientBase, name: string): Promise<boolean> {
-  const { rows } = await client.query<{ before: boolean }>(
-    `select coalesce(bool_and(age(made.xmin) > age(s.catalog_xmin)), false) as before
-       from pg_replication_slots s, pg_publication p,
-            lateral (select p.xmin union all select r.xmin from pg_publication_rel r where r.prpubid = p.oid) made
-      where s.slot_name = $1 and p.pubname = $1`,
-    [name],
-  )
-  return rows[0]?.before === true
-}
 /** On a replication connection: waits for every transaction that is open now. */
 export async function createSlot(
   client: pg.ClientBase,
