@@ -5,7 +5,6 @@ export type Failpoint =
   | 'store.before-write'
   | 'store.after-write'
   // Setting up, in its order.
-  | 'setup.between-tables'
   | 'setup.after-tables'
   | 'setup.between-topics-and-ids'
   | 'setup.after-topics'

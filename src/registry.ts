@@ -1,9 +1,8 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { TableFilter, TableReader } from './connector.ts'
-import { putAlone, type StateStore } from './coordinate/state-store.ts'
+import { putAlone, type StateStore, type Write } from './coordinate/state-store.ts'
 import { routes, type Route } from './change-log/topics.ts'
 import { Failure } from './errors.ts'
-import { failpoint } from './failpoint.ts'
 import { tableName, type TableId, type TableSchema, type TopicPartition } from './model.ts'
 import type { TablePlan } from './snapshot/plan.ts'
 
@@ -120,17 +119,29 @@ export async function registerTables(
     }
     fresh.push({ schema, route, plan })
   }
-  for (const table of fresh) {
-    await putAlone(store, keyOf(table.schema), table, stored.get(keyOf(table.schema))?.revision ?? 0, signal)
-    failpoint('setup.between-tables')
-  }
+  await putAllAlone(
+    store,
+    fresh.map((table) => {
+      const key = keyOf(table.schema)
+      return { key, value: table, expected: stored.get(key)?.revision ?? 0 }
+    }),
+    signal,
+  )
   return [...known, ...fresh]
 }
 
 async function forgetTables(store: StateStore, signal: AbortSignal): Promise<void> {
-  for (const { key, value, revision } of await store.list('table/', signal)) {
-    if (value !== null) await putAlone(store, key, null, revision, signal)
-  }
+  const there = (await store.list('table/', signal)).filter(({ value }) => value !== null)
+  await putAllAlone(
+    store,
+    there.map(({ key, revision }) => ({ key, value: null, expected: revision })),
+    signal,
+  )
+}
+
+async function putAllAlone(store: StateStore, writes: readonly Write[], signal: AbortSignal): Promise<void> {
+  if (writes.length === 0 || (await store.putAll(writes, signal))) return
+  throw new Failure('FENCED', { object: 'the record of tables', observed: 'another worker wrote it' })
 }
 
 /** The next generation of a table's plan: its finished chunks no longer count. */

@@ -465,3 +465,24 @@ export async function updateState(
   )
   return rows[0]?.revision
 }
+
+/** Several in one statement; division by zero unless each is as expected. */
+export async function writeStates(
+  client: ClientBase,
+  pipeline: string,
+  writes: readonly { readonly key: string; readonly json: string; readonly expected: number }[],
+): Promise<void> {
+  await client.query(
+    `with given as materialized (
+       select * from unnest($2::text[], $3::text[], $4::bigint[]) g (key, value, expected) order by key
+     ), made as (
+       insert into crossfade.state (pipeline, key, revision, value)
+       select $1, key, 1, value::json from given where expected = 0 on conflict do nothing returning 1
+     ), written as (
+       update crossfade.state s set value = g.value::json, revision = s.revision + 1
+         from given g where s.pipeline = $1 and s.key = g.key and s.revision = g.expected returning 1
+     )
+     select 1 / ((select count(*) from made) + (select count(*) from written) = (select count(*) from given))::int`,
+    [pipeline, writes.map(({ key }) => key), writes.map(({ json }) => json), writes.map(({ expected }) => expected)],
+  )
+}

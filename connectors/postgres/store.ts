@@ -1,3 +1,4 @@
+import type { Client } from 'pg'
 import type { Context } from '../../src/connector.ts'
 import type { StateStore } from '../../src/coordinate/state-store.ts'
 import { Failure } from '../../src/errors.ts'
@@ -6,7 +7,15 @@ import { controlConnection } from './control.ts'
 import { sqlState } from './errors.ts'
 import { failpoint } from '../../src/failpoint.ts'
 import { ident } from './queries.ts'
-import { deleteStates, insertState, migrate, selectState, selectStates, updateState } from './sink-queries.ts'
+import {
+  deleteStates,
+  insertState,
+  migrate,
+  selectState,
+  selectStates,
+  updateState,
+  writeStates,
+} from './sink-queries.ts'
 
 /** Small shared state in schema crossfade, under the pipeline's name. The schema is made by the first write: reading changes nothing. */
 export async function openStore(
@@ -17,6 +26,10 @@ export async function openStore(
   const control = controlConnection((given) => connect(config, { name: 'state', pipeline }, given))
   await control.use(signal, async () => {})
   let migrated = false
+  const ready = async (client: Client): Promise<void> => {
+    if (!migrated) await migrate(client).catch((error: unknown) => refused(error, config))
+    migrated = true
+  }
   return {
     get: async (key, given) =>
       await control.use(given, async (client) => {
@@ -30,8 +43,7 @@ export async function openStore(
       ),
     put: async (key, value, expected, given) =>
       await control.use(given, async (client) => {
-        if (!migrated) await migrate(client).catch((error: unknown) => refused(error, config))
-        migrated = true
+        await ready(client)
         const json = JSON.stringify(value)
         failpoint('store.before-write')
         const revision =
@@ -40,6 +52,20 @@ export async function openStore(
             : await updateState(client, pipeline, key, json, expected)
         failpoint('store.after-write')
         return revision
+      }),
+    putAll: async (writes, given) =>
+      await control.use(given, async (client) => {
+        await ready(client)
+        const all = writes.map(({ key, value, expected }) => ({ key, json: JSON.stringify(value), expected }))
+        try {
+          failpoint('store.before-write')
+          await writeStates(client, pipeline, all)
+          failpoint('store.after-write')
+          return true
+        } catch (error) {
+          if (sqlState(error) === '22012') return false
+          throw error
+        }
       }),
     remove: async (prefix, given) =>
       await control.use(

@@ -7,6 +7,8 @@ export interface StateStore extends AsyncDisposable {
   list(prefix: string, signal: AbortSignal): Promise<readonly (Stored & { readonly key: string })[]>
   /** Writes iff the revision is `expected` (0: absent); returns the new one, undefined if it lost. A lost answer is settled by `get`. */
   put(key: string, value: unknown, expected: number, signal: AbortSignal): Promise<number | undefined>
+  /** Writes all of these different keys, or none if one would lose: then false. */
+  putAll(writes: readonly Write[], signal: AbortSignal): Promise<boolean>
   /** Removes every key that begins so. Only for keys that nobody who counts will write or read again. */
   remove(prefix: string, signal: AbortSignal): Promise<void>
 }
@@ -22,6 +24,8 @@ export async function putAlone(
   if (revision === undefined) throw new Failure('FENCED', { object: key, observed: 'another worker wrote it' })
   return revision
 }
+/** One write of several: as `put` takes it. */
+export type Write = { readonly key: string; readonly value: unknown; readonly expected: number }
 export type Stored = { readonly value: unknown; readonly revision: number }
 
 /** For one process, and for tests of what stands on the seam. Values are kept as text, so nobody shares an object. */
@@ -45,6 +49,13 @@ export function memoryStore(): StateStore {
       if ((entries.get(key)?.revision ?? 0) !== expected) return undefined
       entries.set(key, { text: JSON.stringify(value), revision: expected + 1 })
       return expected + 1
+    },
+    putAll: async (writes, signal) => {
+      signal.throwIfAborted()
+      if (writes.some(({ key, expected }) => (entries.get(key)?.revision ?? 0) !== expected)) return false
+      for (const { key, value, expected } of writes)
+        entries.set(key, { text: JSON.stringify(value), revision: expected + 1 })
+      return true
     },
     remove: async (prefix, signal) => {
       signal.throwIfAborted()

@@ -22,6 +22,7 @@ export function leaseConformance(name: string, open: () => Promise<StateStore>, 
         get: async (key, signal) => (await guard(signal), store.get(key, signal)),
         list: async (prefix, signal) => (await guard(signal), store.list(prefix, signal)),
         put: async (key, value, expected, signal) => (await guard(signal), store.put(key, value, expected, signal)),
+        putAll: async (writes, signal) => (await guard(signal), store.putAll(writes, signal)),
         remove: async (prefix, signal) => (await guard(signal), store.remove(prefix, signal)),
         [Symbol.asyncDispose]: () => store[Symbol.asyncDispose](),
       }

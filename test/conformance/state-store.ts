@@ -77,6 +77,33 @@ export function stateStoreConformance(
       }
     })
 
+    it('writes several keys at once, or none of them', async () => {
+      await using store = await open()
+      const [one, two, three] = [fresh(), fresh(), fresh()]
+      const revision = await store.put(one, 1, 0, never)
+      assert.ok(revision !== undefined)
+      const writes = [
+        { key: two, value: { of: 'two', text: '\u0000' }, expected: 0 },
+        { key: one, value: 2, expected: revision },
+      ]
+      for (const lost of [
+        { key: three, value: 3, expected: 1 },
+        { key: one, value: 3, expected: 0 },
+        { key: one, value: 3, expected: revision + 1 },
+      ]) {
+        const all = [...writes.filter(({ key }) => key !== lost.key), lost]
+        assert.equal(await store.putAll(all, never), false)
+        assert.deepEqual(
+          [await store.get(one, never), await store.get(two, never)],
+          [{ value: 1, revision }, undefined],
+        )
+      }
+      assert.equal(await store.putAll(writes, never), true)
+      assert.deepEqual((await store.get(one, never))?.value, 2)
+      assert.deepEqual((await store.get(two, never))?.value, writes[0]?.value)
+      assert.equal(await store.putAll(writes, never), false)
+    })
+
     it('keeps JSON as it is', async () => {
       await using store = await open()
       for (const value of [

@@ -27,7 +27,6 @@ const places: Readonly<Record<Exclude<Failpoint, `ddl.${string}`>, Deaths>> = {
   'pipeline.after-lease': once,
   'store.before-write': { passings: [1, 4] },
   'store.after-write': { passings: [1, 12] },
-  'setup.between-tables': { passings: [1, 7] },
   'setup.after-tables': once,
   'setup.between-topics-and-ids': kafka(1),
   'setup.after-topics': kafka(1),

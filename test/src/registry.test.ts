@@ -156,6 +156,11 @@ test('whoever writes at the same time wins or loses: nobody goes by what he coul
           if (++puts === at) await kept.put(key, (await kept.get(key, given))?.value ?? null, expected, given)
           return await kept.put(key, value, expected, given)
         },
+        async putAll(writes, given) {
+          const [first] = writes
+          if (++puts === at && first) await kept.put(first.key, { by: 'another' }, first.expected, given)
+          return await kept.putAll(writes, given)
+        },
       }
       const done = work(raced, register)
       if (at === 1) await fails(done, 'FENCED', /another worker wrote it/)

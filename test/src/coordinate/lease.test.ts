@@ -85,6 +85,7 @@ function badLine(
         if (revision !== undefined) onPut(value)
         return revision
       }, signal),
+    putAll: (writes, signal) => through(() => store.putAll(writes, never), signal),
     remove: (prefix, signal) => through(() => store.remove(prefix, never), signal),
     [Symbol.asyncDispose]: async () => {},
   }
