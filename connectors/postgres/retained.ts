@@ -153,6 +153,15 @@ export function firstVersions(
   return [...known, ...fresh]
 }
 
+/** Looks from before and behind the place where the stream begins: a column that became another one of its name in between would be taken for it. */
+export function demandSame(before: readonly Shape[], now: readonly Shape[]): void {
+  const columns = new Map(now.map((shape) => [shape.oid, shape.columns]))
+  for (const shape of before) {
+    const after = columns.get(shape.oid)
+    if (after !== undefined && !isSame(after, shape.columns)) throw unsteady(shape, 'its columns changed a moment ago')
+  }
+}
+
 /** Which schema the core goes by must be the table that was found. */
 function checkSchema(schema: TableSchema, { columns }: Shape): void {
   const print = (columns: readonly { readonly name: string; readonly type: string }[]): string =>
@@ -160,9 +169,13 @@ function checkSchema(schema: TableSchema, { columns }: Shape): void {
   const found = print(sentColumns({ columns }).map(({ name, declared }) => ({ name, type: declared })))
   const expected = print(schema.columns)
   if (found === expected) return
-  throw new Failure('TABLE_CHANGED', {
-    object: tableName(schema.table),
-    observed: `it has ${found}, and had ${expected} a moment ago`,
+  throw unsteady(schema.table, `it has ${found}, and had ${expected} a moment ago`)
+}
+
+function unsteady(table: TableId, observed: string): Failure {
+  return new Failure('TABLE_CHANGED', {
+    object: tableName(table),
+    observed,
     needed: 'a definition that stays while the pipeline begins',
     effect: 'nothing was started',
     next: 'Start again',

@@ -16,7 +16,8 @@ import { parseLsn, positionOf, snapshotPosition } from './position.ts'
 import { qualified, selectIdentity } from './queries.ts'
 import { openReader } from './reader.ts'
 import type { Retained } from './retained.ts'
-import { openRetention, takeOverMs } from './retention.ts'
+import { takeOverMs } from './retain.ts'
+import { openRetention } from './retention.ts'
 import { tableHistory } from './history.ts'
 import { readCatalog, tableSchema } from './schema.ts'
 import { freeSlot, openSlot } from './slots.ts'
@@ -66,7 +67,7 @@ export async function openSource(
     throw new Failure('UNSUPPORTED', { object: 'source', observed: `version ${serverVersion}`, needed: '14 or later' })
   }
   const limitMs = options.snapshotLimitMs ?? snapshotLimitMs
-  const retention = openRetention({ control, config, context, state, name, serverVersion, snapshotLimitMs: limitMs })
+  const retention = openRetention(state, { control, config, context, name, serverVersion, snapshotLimitMs: limitMs })
 
   async function sameSystem(client: pg.Client, made: Retained, after: Position): Promise<void> {
     const timeline = await followTimeline(client, made, after)
