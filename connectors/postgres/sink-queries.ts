@@ -334,6 +334,17 @@ export async function beginChunk(
   return rows[0]
 }
 
+/** Ends the sessions that load chunks for a driver before this epoch's: one that is stopped holds the rows of its table and copy for ever (H18). */
+export async function terminateLoads(client: ClientBase, pipeline: string, epoch: Epoch): Promise<void> {
+  await client.query(
+    `select pg_terminate_backend(a.pid)
+       from crossfade.copy c join crossfade.chunk k using (pipeline, table_schema, table_name)
+       join pg_stat_activity a on a.pid = k.backend_pid and a.backend_start = k.backend_start
+      where c.pipeline = $1 and c.epoch < $2 and not k.done and a.pid <> pg_backend_pid()`,
+    [pipeline, epoch],
+  )
+}
+
 /** False: another has begun it since. */
 export async function finishChunk(
   client: ClientBase,

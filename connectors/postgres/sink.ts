@@ -20,6 +20,7 @@ import {
   selectCheckpoints,
   selectCopies,
   setSequences,
+  terminateLoads,
   updateHolds,
   upsertCopies,
 } from './sink-queries.ts'
@@ -93,6 +94,7 @@ async function setCopies(
   epoch: Epoch,
   start: Start | undefined,
 ): Promise<void> {
+  await terminateLoads(client, pipeline, epoch)
   await inTransaction(client, async () => {
     const written = new Set((await upsertCopies(client, pipeline, copies, epoch)).map(tableName))
     const refused = copies.map(({ table }) => tableName(table)).filter((name) => !written.has(name))

@@ -79,6 +79,13 @@ export async function selectApplicationName(client: pg.ClientBase, pid: number):
 export async function terminateBackend(client: pg.ClientBase, pid: number): Promise<void> {
   await client.query('select pg_terminate_backend($1)', [pid])
 }
+/** Of this database's sessions those that read tables for a pipeline, other than its stream. */
+export async function terminateReaders(client: pg.ClientBase, pipeline: string): Promise<void> {
+  await client.query(
+    `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name = $1`,
+    [`crossfade ${pipeline} reader`],
+  )
+}
 export async function cancelBackend(client: pg.ClientBase, pid: number): Promise<void> {
   await client.query('select pg_cancel_backend($1)', [pid])
 }

@@ -29,6 +29,7 @@ import {
   selectSequenceState,
   selectServerVersion,
   selectTypeName,
+  terminateReaders,
   type Transactions,
 } from './source-queries.ts'
 import { checkStart } from './start.ts'
@@ -165,6 +166,8 @@ export async function openSource(
     async snapshot(signal) {
       const slot = `${name.slice(0, 46)}_${process.pid}_${Date.now().toString(36)}`
       const wanted = { config, pipeline, slot, temporary: true, serverVersion, limitMs }
+      // Ours are closed between rounds. Those of a worker that is stopped keep a truncate waiting, which in turn keeps the slot waiting.
+      await ask(terminateReaders(control, pipeline), signal)
       return (await openSlot(control, wanted, signal)).snapshot
     },
     reader: (at, signal) => openReader(config, at, pipeline, signal),
