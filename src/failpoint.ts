@@ -1,4 +1,4 @@
-/** Every place where a test may kill the process. */
+/** Every place where a test may kill or stop the process. */
 export type Failpoint =
   // The lease and the state store.
   | 'pipeline.after-lease'
@@ -78,10 +78,14 @@ export type Failpoint =
   | 'ddl.before-record'
   | 'ddl.after-record'
 
-const [name, countdown = '1'] = (process.env['CROSSFADE_FAILPOINT'] ?? '').split(':')
+const [name, countdown = '1', then = 'kill'] = (process.env['CROSSFADE_FAILPOINT'] ?? '').split(':')
 let left = Number(countdown)
 
-/** Kills this process with SIGKILL at the n-th passing of the point that CROSSFADE_FAILPOINT=name:n names; otherwise a string comparison. */
+/** Kills this process with SIGKILL at the n-th passing of the point that CROSSFADE_FAILPOINT=name:n names; otherwise a string comparison. `name:n:stop`
+ *  stops it there with SIGSTOP: at SIGCONT it goes on with its next step, before it has looked at any clock. */
 export function failpoint(here: Failpoint): void {
-  if (here === name && --left === 0) process.kill(process.pid, 'SIGKILL')
+  if (here !== name || --left !== 0) return
+  process.kill(process.pid, then === 'stop' ? 'SIGSTOP' : 'SIGKILL')
+  // Another thread may have taken the signal, and this one have some moments left.
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100)
 }

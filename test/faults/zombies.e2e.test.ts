@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { readFile } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, it } from 'node:test'
 import { logConfig } from '../support/kills.ts'
@@ -17,6 +18,9 @@ async function prepared(log: 'kafka' | 'embedded', rows: number): Promise<Scene>
   await loadShop(source, rows)
   const more = 'snapshot: { parallel: 2, chunkRows: 500 }\napply: { lanes: 3 }\n'
   return await scene({ source, target, mode: 'hybrid', log: await logConfig(log, 2), more })
+}
+async function isStopped({ pid }: Worker): Promise<boolean> {
+  return /^State:\s+T/m.test(await readFile(`/proc/${pid}/status`, 'utf8'))
 }
 async function shows(worker: Worker, text: string | RegExp): Promise<void> {
   const told = async (): Promise<readonly string[]> =>
@@ -114,6 +118,40 @@ describe('a worker that was thought dead', { ...needs('pg', 'kafka'), concurrenc
     },
   )
 
+  // With its next step on its way it finds out too late: the log, the target and the source have to refuse it.
+  for (const [point, passing] of [
+    ['capture.before-append', 12],
+    ['capture.between-append-and-ack', 12],
+    ['apply.before-commit', 12],
+  ] as const) {
+    it(`H1, H2: stopped right at ${point} and replaced, its step is in vain`, { timeout: 400_000 }, async (t) => {
+      t.diagnostic(`CROSSFADE_SEED=${seed}`)
+      await using pipeline = await prepared('kafka', 300)
+      const copying = pipeline.run()
+      await shows(copying, / streaming /)
+      assert.equal((await copying.stop()).code, 0)
+      const zombie = pipeline.run([], { CROSSFADE_FAILPOINT: `${point}:${passing}:stop` })
+      const writers = startWriters(pipeline.source, { seed, writers: 3, pause: 3 })
+      let successor: Worker
+      let written: Awaited<ReturnType<typeof writers.stop>> | undefined
+      try {
+        await until(async () => ((await isStopped(zombie)) ? [] : ['it has not come there']), { seconds: 120 })
+        successor = pipeline.run()
+        await shows(successor, / streaming /)
+      } finally {
+        written = await writers.stop()
+      }
+      await until(async () => await compareShops(pipeline.source, pipeline.target, written), {
+        seconds: 120,
+        worker: successor,
+      })
+      await wakesInVain(pipeline, zombie, successor)
+      const dropped = /dropped records of an earlier capture/.test(successor.output())
+      t.diagnostic(`fault: stopped right at ${point}${dropped ? '; what it published then was not read' : ''}`)
+      assert.deepEqual(await compareShops(pipeline.source, pipeline.target, written), [])
+    })
+  }
+
   it('H18: stopped within a batch, it is not waited for, and its half is undone', { timeout: 400_000 }, async (t) => {
     await using pipeline = await prepared('kafka', 500)
     const zombie = pipeline.run()
@@ -127,22 +165,24 @@ describe('a worker that was thought dead', { ...needs('pg', 'kafka'), concurrenc
     await using other = await connected(pipeline.target)
     await other.query('begin; lock table basket in share mode')
     await sql(pipeline.source, 'insert into basket select i, 1 from generate_series(800001, 800100) i')
-    await until(
-      async () =>
-        (
-          await sql(
-            pipeline.target,
-            `select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`,
-          )
-        ).length > 0
-          ? []
-          : ['nobody waits'],
-      { seconds: 60, worker: zombie },
-    )
+    const waiting = async (): Promise<readonly number[]> => {
+      const rows = await sql<{ pid: number }>(
+        pipeline.target,
+        `select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database() and query not like '%crossfade.%'`,
+      )
+      return rows.map(({ pid }) => pid)
+    }
+    await until(async () => ((await waiting()).length > 0 ? [] : ['nobody waits']), { seconds: 60, worker: zombie })
+    const stuck = await waiting()
     process.kill(zombie.pid, 'SIGSTOP')
     const successor = pipeline.run()
     await shows(successor, 'taken over')
     await shows(successor, 'ended the stuck session of a former worker')
+    // While what it waited for is still locked.
+    await until(
+      async () => ((await waiting()).some((pid) => stuck.includes(pid)) ? ['its session is still there'] : []),
+      { seconds: 60, worker: successor },
+    )
     await other.query('rollback')
     await until(async () => await compareShops(pipeline.source, pipeline.target, undefined), {
       seconds: 120,
