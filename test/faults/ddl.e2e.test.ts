@@ -4,7 +4,7 @@ import { describe, it } from 'node:test'
 import type { Failpoint } from '../../src/failpoint.ts'
 import { definitionDiffers, keepWriting } from '../support/ddl.ts'
 import { sql } from '../support/postgres.ts'
-import { configure, createThings, scene, type Scene } from '../support/scene.ts'
+import { blocker, configure, createThings, follow, scene, type Scene } from '../support/scene.ts'
 import { needs, postgres } from '../support/servers.ts'
 import { pretendLarge } from '../support/shop.ts'
 import { until, type Worker } from '../support/worker.ts'
@@ -348,4 +348,50 @@ describe('a change of a table that cannot be followed', { ...needs('pg'), concur
     await untilSame(pipeline, next)
     assert.equal((await next.stop()).code, 0)
   })
+
+  it(
+    'H26: a change while the table is copied, that stays: the table is taken in again by the words of the errors',
+    { timeout: 300_000 },
+    async () => {
+      await using pipeline = await prepared()
+      await sql(
+        pipeline.source,
+        `create table other (id int primary key); insert into other select generate_series(1, 50)`,
+      )
+      const both = ['thing', 'other']
+      const first = pipeline.run([], { CROSSFADE_FAILPOINT: 'copy.before-live:1' })
+      assert.equal((await first.ended).signal, 'SIGKILL')
+      await sql(
+        pipeline.source,
+        `alter table thing add late int default 4; insert into thing (id, late) values (5001, 5)`,
+      )
+      const end = await pipeline.command(['run'])
+      assert.equal(end.code, 1, end.stderr)
+      assert.match(end.stderr, /or name the table under tables\.exclude, start, stop, and take it in again/)
+      const more = 'ddl: apply\napply: { lanes: 3 }'
+      const include = ['public.thing', 'public.other']
+      await configure(pipeline, { include, exclude: ['public.thing'], more })
+      const without = pipeline.run()
+      await sql(pipeline.source, `insert into thing (id) values (5002); insert into other values (51)`)
+      await until(async () => await pipeline.differences(['other']), { seconds: 90, worker: without })
+      assert.equal((await without.stop()).code, 0)
+      await configure(pipeline, { include, more })
+      // Each start says what is still missing.
+      const full = blocker(await pipeline.refused(), 'target.empty')
+      await follow(pipeline.target, full)
+      const shape = await pipeline.refused()
+      assert.match(JSON.stringify(shape.error), /late/)
+      await sql(pipeline.target, 'alter table thing add late int default 4')
+      const again = pipeline.run()
+      await sql(pipeline.source, `insert into thing (id) values (5003); delete from thing where id = 1`)
+      await until(
+        async () => [
+          ...(await pipeline.differences(both)),
+          ...(await definitionDiffers(pipeline.source, pipeline.target)),
+        ],
+        { seconds: 120, worker: again },
+      )
+      assert.equal((await again.stop()).code, 0)
+    },
+  )
 })
