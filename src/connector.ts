@@ -1,4 +1,5 @@
 import type {
+  AboutSource,
   Advance,
   Barrier,
   Checkpoint,
@@ -7,6 +8,7 @@ import type {
   Counter,
   Effect,
   Epoch,
+  Health,
   Mark,
   Position,
   Range,
@@ -79,13 +81,6 @@ export interface ChangeStream extends AsyncIterable<SourceEvent>, AsyncDisposabl
   ack(position: Position): void
 }
 export type Ddl = { readonly dialect: string; readonly content: Uint8Array; readonly notCopied: readonly string[] }
-/** `position`: at or after every commit visible before the call. Bytes kept for us under the name `slot`, and until they would be lost. */
-export type Health = {
-  readonly position: Position
-  readonly slot?: string
-  readonly retainedBytes?: number
-  readonly safeBytes?: number
-}
 /** Changes come from here. Nothing retries inside: after a rejection the core disposes of it and opens a new one. */
 export interface Source extends AsyncDisposable {
   /** Tells the running database from every other: the same text at both ends is the same database. */
@@ -121,12 +116,6 @@ export interface Source extends AsyncDisposable {
   counters?(filter: TableFilter, signal: AbortSignal): Promise<readonly Counter[]>
   /** Undoes `retain`. */
   release(signal: AbortSignal): Promise<void>
-}
-/** `changing`: names of tables whose changes come to their place in the stream: how the target differs is told, and no remedy but to run. `types`: what
- *  those of the users' own are made of. */
-export type AboutSource = {
-  readonly changing?: ReadonlySet<string> | undefined
-  readonly types?: readonly TypeParts[] | undefined
 }
 /** Changes go here. Every call may be repeated with the same arguments. */
 export interface Sink extends AsyncDisposable {

@@ -130,6 +130,19 @@ export type TypeParts = {
   readonly kind: 'labels' | 'fields'
   readonly parts: readonly { readonly name: string; readonly type?: string }[]
 }
+/** `changing`: names of tables whose changes come to their place in the stream: how the target differs is told, and no remedy but to run. `types`: what
+ *  those of the users' own are made of. */
+export type AboutSource = {
+  readonly changing?: ReadonlySet<string> | undefined
+  readonly types?: readonly TypeParts[] | undefined
+}
+/** `position`: at or after every commit visible before the call. Bytes kept for us under the name `slot`, and until they would be lost. */
+export type Health = {
+  readonly position: Position
+  readonly slot?: string
+  readonly retainedBytes?: number
+  readonly safeBytes?: number
+}
 /** `value`: the next one it would give out. */
 export type Counter = { readonly name: string; readonly value: bigint }
 /** With the chunks that are done and the rows each loaded; a live table's are forgotten. */

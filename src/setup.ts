@@ -3,12 +3,20 @@ import { checkBegun, readBegun, writeBegun } from './begun.ts'
 import { readTail } from './capture/capture.ts'
 import { controlTopic, schemasTopic } from './change-log/topics.ts'
 import type { ChangeLog, Topic } from './change-log/change-log.ts'
-import type { AboutSource, Finding, Sink, Snapshot, Source } from './connector.ts'
+import type { Finding, Sink, Snapshot, Source } from './connector.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
 import { putAlone, type StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
 import { failpoint } from './failpoint.ts'
-import { origin, tableName, type Position, type TableId, type TableSchema, type Start } from './model.ts'
+import {
+  origin,
+  tableName,
+  type AboutSource,
+  type Position,
+  type TableId,
+  type TableSchema,
+  type Start,
+} from './model.ts'
 import type { Parts } from './parts.ts'
 import { leaveOut, partitionsOf, registerTables, type Registered } from './registry.ts'
 

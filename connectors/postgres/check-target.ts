@@ -1,6 +1,6 @@
 import type pg from 'pg'
-import type { AboutSource, Finding } from '../../src/connector.ts'
-import { tableName, type TableSchema, type TypeParts } from '../../src/model.ts'
+import type { Finding } from '../../src/connector.ts'
+import { tableName, type AboutSource, type TableSchema, type TypeParts } from '../../src/model.ts'
 import { checkParts } from './check-parts.ts'
 import {
   maySetReplicaRole,

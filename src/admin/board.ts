@@ -1,5 +1,4 @@
-import type { Health } from '../connector.ts'
-import type { Checkpoint, Offset, Position, TableSchema, CopyState } from '../model.ts'
+import type { Checkpoint, CopyState, Health, Offset, Position, TableSchema } from '../model.ts'
 import { partitionName, tableName } from '../model.ts'
 import type { Failure } from '../errors.ts'
 import { partitionsOf, type Registered } from '../registry.ts'
