@@ -105,7 +105,7 @@ async function main(): Promise<number> {
   await startServers(files.filter((file) => !file.startsWith(faults)))
   const limits: FileLimits = {
     testMs: Number(values.timeout) * 1000,
-    fileMs: 15 * 60_000,
+    fileMs: 20 * 60_000,
     idleMs: 60_000,
     slowMs: 5_000,
     names: values.name ?? [],

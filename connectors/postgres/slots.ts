@@ -105,7 +105,8 @@ async function bounded<T>(
   }
 }
 
-/** Ends a former worker of this pipeline that holds the slot; resolves when the slot is free or gone. Somebody else's is SLOT_IN_USE. */
+/** Ends a former worker of this pipeline that holds the slot; resolves when the slot is free or gone. Somebody else's is SLOT_IN_USE; a worker of ours
+ *  that has not ended at the deadline is SERVER_BUSY: the server ends it in its own time. */
 export async function freeSlot(
   control: pg.Client,
   pipeline: string,
@@ -127,7 +128,12 @@ export async function freeSlot(
         told = pid
       }
     }
-    if (performance.now() > deadline) throw inUse(slot, pid, await selectApplicationName(control, pid))
+    if (performance.now() > deadline) {
+      throw new Failure('SERVER_BUSY', {
+        object: `slot ${slot}`,
+        observed: `pid ${pid}, which reads it for a former worker of ours, was told to end and has not yet`,
+      })
+    }
     await sleep(20, undefined, { signal })
   }
 }

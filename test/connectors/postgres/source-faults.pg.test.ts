@@ -5,6 +5,7 @@ import { suite, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import { heartbeatPrefix, type Source } from '../../../src/connector.ts'
+import { freeSlot } from '../../../connectors/postgres/slots.ts'
 import { Failure } from '../../../src/errors.ts'
 import { tableName, type Position } from '../../../src/model.ts'
 import { readToMessage, readUntil } from '../../support/pg-stream.ts'
@@ -119,6 +120,25 @@ for (const version of [18, 14] as const) {
       await assert.rejects(source.changes(after, never), { code: 'SLOT_IN_USE', message: /stranger/ })
       await stranger.end()
       await reading
+    })
+
+    test('a sender of a former worker that takes its time to end is tried again, not taken for a stranger', async () => {
+      await using bed = await bedOf()
+      await using former = await bed.open()
+      const after = await bed.retain(former)
+      await using stream = await former.changes(after, never)
+      await untilActive(bed)
+      const pid = await activePid(bed)
+      process.kill(pid, 'SIGSTOP')
+      try {
+        const freed = freeSlot(bed.client, bed.pipeline, bed.name, performance.now() + 200, never)
+        await assert.rejects(freed, { code: 'SERVER_BUSY', policy: 'retry', message: new RegExp(`pid ${pid}`) })
+      } finally {
+        process.kill(pid, 'SIGCONT')
+      }
+      await freeSlot(bed.client, bed.pipeline, bed.name, performance.now() + 10_000, never)
+      assert.equal(await activePid(bed), 0)
+      assert.ok(stream)
     })
 
     test('a slot that is gone is SLOT_LOST', async () => {
@@ -329,11 +349,15 @@ for (const version of [18, 14] as const) {
 }
 
 async function untilActive(bed: PgSourceBed): Promise<void> {
-  for (const deadline = performance.now() + 5_000; performance.now() < deadline; await sleep(20)) {
-    const { rows } = await bed.client.query('select active from pg_replication_slots where slot_name = $1', [bed.name])
-    if (rows[0]?.active) return
-  }
+  for (const deadline = performance.now() + 5_000; performance.now() < deadline; await sleep(20))
+    if ((await activePid(bed)) !== 0) return
   throw new Error('nobody reads the slot')
+}
+
+/** 0: nobody. */
+async function activePid({ client, name }: PgSourceBed): Promise<number> {
+  const { rows } = await client.query('select active_pid from pg_replication_slots where slot_name = $1', [name])
+  return Number(rows[0]?.active_pid ?? 0)
 }
 
 /** Of the session that is asked: the server's settings reach each at a time of its own. */
