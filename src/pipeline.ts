@@ -23,6 +23,7 @@ import {
   heartbeatTask,
   keepRecord,
   laneTask,
+  newTablesTask,
   share,
   statusTask,
   watermarkTask,
@@ -90,6 +91,8 @@ export async function runPipeline(
       const outcome = await runUnder(common, { stop, signal: under, watch }, () => (patient = running = true)).catch(
         failed,
       )
+      // What was tried again when it was stopped did not end it.
+      if (!(outcome instanceof Failure)) board.failure = undefined
       // Whoever asks later how it ended: while nobody else can have begun.
       await keepRecord(common, AbortSignal.any([under, AbortSignal.timeout(farewellMs)]))
       return outcome
@@ -192,6 +195,7 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   tasks.start('capture', (signal) => captureTask(run, signal))
   tasks.start('watermarks', (signal) => watermarkTask(run, signal))
   tasks.start('heartbeat', (signal) => heartbeatTask(run, signal))
+  tasks.start('new tables', (signal) => newTablesTask(run, signal))
   tasks.start('status', (signal) => statusTask(run, watch, signal))
   share(partitions, config.apply.lanes).forEach((mine, i) =>
     tasks.start(`lane ${i}`, (signal, progressed) => laneTask(run, i, mine, signal, progressed)),

@@ -41,11 +41,13 @@ export function taskGroup(
   let failure: Failure | undefined
   const run = async (name: string, work: Work): Promise<void> => {
     const attempt = async (_: AbortSignal, progressed: () => void): Promise<void> => {
-      const calm = setTimeout(() => {
+      const calmed = (): void => {
         if (troubled.delete(name) && troubled.size === 0) onTrouble(undefined)
-      }, 2000)
+      }
+      const calm = setTimeout(calmed, 2000)
       try {
         await work(hard, progressed)
+        calmed()
       } finally {
         clearTimeout(calm)
       }

@@ -32,8 +32,7 @@ import type { Status } from './status.ts'
 
 // Times in ms.
 const heartbeatEvery = 1000
-/** Heartbeats between two looks for new tables. */
-const newTablesEvery = 60
+const newTablesEvery = 60_000
 const sampleEvery = 500
 /** Samples between two looks whether there is news for whoever asks from outside. */
 const recordEvery = 20
@@ -203,29 +202,35 @@ export async function copyTask(
   return outcome
 }
 
-/** Asks for a watermark about once a second, and for the source's health; about once a minute for tables that came after the start. */
-export async function heartbeatTask({ parts, store, board, tables, halt }: Run, signal: AbortSignal): Promise<void> {
+/** Asks for a watermark about once a second, and for the source's health. */
+export async function heartbeatTask({ parts, store, board, halt }: Run, signal: AbortSignal): Promise<void> {
   await using source = await parts.source(store, signal)
-  const known = new Set(tables.map(({ schema }) => tableName(schema.table)))
-  for (let beat = 1; !halt.aborted; beat++) {
+  while (!halt.aborted) {
     await source.emit(heartbeatPrefix, new Uint8Array(), signal)
     board.observe({ health: await source.health(signal) })
-    if (beat % newTablesEvery === 0) {
-      const within = new Map<string, readonly TableId[]>()
-      const found = await source.tables((table, parents) => {
-        within.set(tableName(table), parents ?? [])
-        return parts.filter(table, parents)
-      }, signal)
-      const missed = found.map(({ table }) => tableName(table)).filter((name) => !known.has(name))
-      demandWhole(missed, known, within)
-      for (const name of missed) known.add(name)
-      if (missed.length > 0)
-        parts.log.warn(
-          { tables: missed },
-          'new tables match tables.include and are not copied: start the pipeline again to take them in',
-        )
-    }
     await sleep(heartbeatEvery, undefined, { signal: halt })
+  }
+}
+
+/** Asks about once a minute for tables that came after the start. Whoever has locked one holds nobody up but this. */
+export async function newTablesTask({ parts, store, tables, halt }: Run, signal: AbortSignal): Promise<void> {
+  const known = new Set(tables.map(({ schema }) => tableName(schema.table)))
+  for (;;) {
+    await sleep(newTablesEvery, undefined, { signal: halt })
+    await using source = await parts.source(store, signal)
+    const within = new Map<string, readonly TableId[]>()
+    const found = await source.tables((table, parents) => {
+      within.set(tableName(table), parents ?? [])
+      return parts.filter(table, parents)
+    }, signal)
+    const missed = found.map(({ table }) => tableName(table)).filter((name) => !known.has(name))
+    demandWhole(missed, known, within)
+    for (const name of missed) known.add(name)
+    if (missed.length > 0)
+      parts.log.warn(
+        { tables: missed },
+        'new tables match tables.include and are not copied: start the pipeline again to take them in',
+      )
   }
 }
 

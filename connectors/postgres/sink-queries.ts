@@ -250,15 +250,16 @@ export async function upsertCopies(
 ): Promise<readonly TableId[]> {
   const given = JSON.stringify(copies)
   const columns = `jsonb_to_recordset($2::jsonb) as g ("table" jsonb, partitions jsonb, snapshot text, live boolean, rows bigint)`
-  // A copy that begins anew knows nothing of the last one's chunks; once it is live nobody asks for them, and no load of one succeeds.
+  // A copy that begins anew knows nothing of the last one's chunks; once it is live nobody asks for them, and no load of one succeeds. Who was on a
+  // chunk under another snapshot is forgotten: leases of chunks begin anew with each driver of a copy.
   await client.query(
     `with known as materialized (
-       select c.table_schema, c.table_name, c.live or g.live as forgets
+       select c.table_schema, c.table_name, c.live or g.live as forgets, c.snapshot <> g.snapshot as moves
          from crossfade.copy c join ${columns} on c.table_schema = g."table" ->> 'schema' and c.table_name = g."table" ->> 'name'
         where c.pipeline = $1 and c.epoch <= $3 order by c.table_schema, c.table_name for update of c
      )
      delete from crossfade.chunk k using known c
-      where c.forgets and k.pipeline = $1 and k.table_schema = c.table_schema and k.table_name = c.table_name`,
+      where (c.forgets or c.moves and not k.done) and k.pipeline = $1 and k.table_schema = c.table_schema and k.table_name = c.table_name`,
     [pipeline, given, epoch],
   )
   const { rows } = await client.query<TableId>(

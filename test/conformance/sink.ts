@@ -539,6 +539,21 @@ export function sinkConformance(
       assert.deepEqual(await target.rows(items.table), [])
     })
 
+    it('takes a chunk under a lease that began anew, once the copy moved to another snapshot', async () => {
+      await using target = await ready()
+      await target.sink.setCopies([copying], 1, never)
+      const broken = imagesOf(items, [['1', 'a', null, '1']])
+      async function* breaking(): AsyncIterable<Rows> {
+        yield broken
+        throw new Error('the source is gone')
+      }
+      await assert.rejects((await target.lane()).load(items, chunk, { kind: 'rows', batches: breaking() }, 3, never))
+      const moved = { ...copying, snapshot: position(6) }
+      await target.sink.setCopies([moved], 1, never)
+      const again = { ...chunk, snapshot: moved.snapshot }
+      assert.equal(await (await target.lane()).load(items, again, data([['2', 'b', null, null]]), 1, never), 1)
+    })
+
     it('loads nothing when its rows break off', async () => {
       await using target = await ready()
       await target.sink.setCopies([copying], 1, never)

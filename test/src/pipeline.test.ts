@@ -506,6 +506,14 @@ test('whoever asks later is told how the last run ended, and how far the target 
   await equal()
   await third.stop()
   assert.deepEqual([(await status('hybrid')).error, (await status('hybrid')).phase], [null, 'stopped'])
+
+  const fourth = run('hybrid')
+  await fourth.phase('streaming')
+  for (let i = 0; i < 50; i++) sink.inject('apply', { kind: 'reject', error: new Failure('SERVER_UNREACHABLE') })
+  database.commit({ kind: 'insert', table: orders, row: ['901', 'new', null, null] })
+  assert.ok(await until(() => fourth.statuses.at(-1)?.error?.retrying === true, 5000))
+  assert.equal(await fourth.stop(), 'stopped')
+  assert.deepEqual([(await status('hybrid')).error, (await status('hybrid')).phase], [null, 'stopped'])
 })
 
 test('a lease that is lost is regained, and the next capture goes on', async () => {

@@ -104,3 +104,18 @@ test('a task that is started by another one is waited for too', async () => {
   await tasks.ended()
   assert.ok(late)
 })
+
+test('the trouble of a task that was tried again and is done is over', async () => {
+  const { tasks, troubles, untilHalt } = group()
+  let calls = 0
+  tasks.start('once more', async () => {
+    if (++calls < 2) throw new Failure('SERVER_UNREACHABLE')
+  })
+  tasks.start('steady', untilHalt)
+  const began = performance.now()
+  while (calls < 2 && performance.now() - began < 5000) await sleep(5)
+  await sleep(5)
+  assert.deepEqual(troubles, ['SERVER_UNREACHABLE', undefined])
+  tasks.end()
+  await tasks.ended()
+})
