@@ -17,7 +17,8 @@ const { values, positionals } = parseArgs({
     only: { type: 'string' },
     json: { type: 'string', default: resolve(root, '.crossfade/faults.json') },
     name: { type: 'string', multiple: true },
-    timeout: { type: 'string', default: process.env['CROSSFADE_TEST_TIMEOUT'] ?? '120' },
+    /** Seconds for a test that names no limit of its own. */
+    timeout: { type: 'string' },
     concurrency: { type: 'string', default: String(Math.min(2, availableParallelism())) },
   },
 })
@@ -103,8 +104,7 @@ async function main(): Promise<number> {
   /** Given to files whose faults may hurt what others use. */
   const alone = { ...process.env }
   await startServers(files.filter((file) => !file.startsWith(faults)))
-  const limits: FileLimits = {
-    testMs: Number(values.timeout) * 1000,
+  const limits: Omit<FileLimits, 'testMs'> = {
     fileMs: 20 * 60_000,
     idleMs: 60_000,
     slowMs: 5_000,
@@ -114,7 +114,9 @@ async function main(): Promise<number> {
   const results: FileResult[] = []
   const workers = Array.from({ length: Math.max(1, Number(values.concurrency)) }, async () => {
     for (let file = queue.shift(); file !== undefined; file = queue.shift()) {
-      const result = await runFile(resolve(root, file), limits, file.startsWith(faults) ? alone : process.env)
+      const isFault = file.startsWith(faults)
+      const testMs = 1000 * Number(values.timeout ?? (isFault ? 900 : 300))
+      const result = await runFile(resolve(root, file), { ...limits, testMs }, isFault ? alone : process.env)
       results.push(result)
       printFile(file, result)
     }

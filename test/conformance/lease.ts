@@ -9,7 +9,7 @@ import type { StateStore } from '../../src/coordinate/state-store.ts'
 
 /** What leases must do over every state store, in real time. `open` gives one more handle on the same store. */
 export function leaseConformance(name: string, open: () => Promise<StateStore>, skip: string | false = false): void {
-  describe(`lease: ${name}`, { skip, timeout: 60_000 }, () => {
+  describe(`lease: ${name}`, { skip }, () => {
     const never = new AbortController().signal
     const fresh = (): string => `conformance-${randomUUID()}`
     /** Cut off from here on: every call waits until its signal aborts, as behind a dead network. */

@@ -107,7 +107,7 @@ export function sinkConformance(
   open: (tables: readonly TableSchema[]) => Promise<Target>,
   skip: string | false = false,
 ): void {
-  describe(`sink: ${name}`, { skip, timeout: 60_000 }, () => {
+  describe(`sink: ${name}`, { skip }, () => {
     type Open = Target & { lane(): Promise<Lane>; claimed(...at: TopicPartition[]): Promise<[Lane, ...Checkpoint[]]> }
     async function ready(live = true): Promise<Open> {
       const target = await open(tables)

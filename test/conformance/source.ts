@@ -24,7 +24,7 @@ const never = new AbortController().signal
 
 /** What every source must do. `skip`: why it cannot run here. */
 export function sourceConformance(name: string, make: () => Promise<SourceBed>, skip: string | false = false): void {
-  describe(`source: ${name}`, { skip, timeout: 60_000 }, () => {
+  describe(`source: ${name}`, { skip }, () => {
     it('gives a snapshot the first time, and changes that go on exactly where it ends', async () => {
       await using bed = await make()
       await using source = await bed.open()

@@ -9,7 +9,7 @@ export function stateStoreConformance(
   open: () => Promise<StateStore>,
   skip: string | false = false,
 ): void {
-  describe(`state store: ${name}`, { skip, timeout: 60_000 }, () => {
+  describe(`state store: ${name}`, { skip }, () => {
     const never = new AbortController().signal
     const fresh = (): string => `conformance/${randomUUID()}`
 

@@ -77,42 +77,38 @@ async function assertSequences(target: string, least: Awaited<ReturnType<typeof 
   )
 }
 
-describe(
-  'pagila and odd tables, written to all the time',
-  { ...needs('pg15', 'pg', 'kafka'), timeout: 600_000 },
-  () => {
-    const cases = [
-      { to: 15, schema: 'dump' },
-      { to: 18, schema: 'tables' },
-      { to: 18, schema: 'auto' },
-    ] as const
-    for (const { to, schema } of cases) {
-      it(`from 15 to ${to}, definitions by ${schema}`, needsFixture('pagila'), async (t) => {
-        const { source, target } = await databases('pagila', to)
-        await loadOddTables(source)
-        await using work = await workplace(await configured(source, target, uniqueName('pagila'), { schema }))
-        const seed = Number(process.env['CROSSFADE_SEED'] ?? Date.now() % 100_000)
-        t.diagnostic(`CROSSFADE_SEED=${seed}`)
-        const least = await sequencesOf(source)
-        await using writers = startRandomWriters(source, [...pagilaWriting, ...oddWriting], seed)
-        const worker = work.run()
-        await live(target, worker)
-        t.diagnostic(`${writers.commits()} commits until live`)
-        await sleep(2500)
-        const counts = await writers.stop()
-        t.diagnostic(`commits: ${counts.join(' ')}`)
-        await until(async () => await compareContents(source, target), { seconds: 60, worker })
-        const end = await worker.stop()
-        assert.equal(end.code, 0, end.stderr)
-        assert.deepEqual(await compareContents(source, target), [])
-        await assertSameDefinitions(source, target)
-        await assertSequences(target, least)
-      })
-    }
-  },
-)
+describe('pagila and odd tables, written to all the time', needs('pg15', 'pg', 'kafka'), () => {
+  const cases = [
+    { to: 15, schema: 'dump' },
+    { to: 18, schema: 'tables' },
+    { to: 18, schema: 'auto' },
+  ] as const
+  for (const { to, schema } of cases) {
+    it(`from 15 to ${to}, definitions by ${schema}`, needsFixture('pagila'), async (t) => {
+      const { source, target } = await databases('pagila', to)
+      await loadOddTables(source)
+      await using work = await workplace(await configured(source, target, uniqueName('pagila'), { schema }))
+      const seed = Number(process.env['CROSSFADE_SEED'] ?? Date.now() % 100_000)
+      t.diagnostic(`CROSSFADE_SEED=${seed}`)
+      const least = await sequencesOf(source)
+      await using writers = startRandomWriters(source, [...pagilaWriting, ...oddWriting], seed)
+      const worker = work.run()
+      await live(target, worker)
+      t.diagnostic(`${writers.commits()} commits until live`)
+      await sleep(2500)
+      const counts = await writers.stop()
+      t.diagnostic(`commits: ${counts.join(' ')}`)
+      await until(async () => await compareContents(source, target), { seconds: 60, worker })
+      const end = await worker.stop()
+      assert.equal(end.code, 0, end.stderr)
+      assert.deepEqual(await compareContents(source, target), [])
+      await assertSameDefinitions(source, target)
+      await assertSequences(target, least)
+    })
+  }
+})
 
-describe('chinook, written to all the time', { ...needs('pg15', 'pg', 'kafka'), timeout: 600_000 }, () => {
+describe('chinook, written to all the time', needs('pg15', 'pg', 'kafka'), () => {
   const cases = [
     { to: 18, schema: 'dump', log: 'kafka' },
     { to: 15, schema: 'tables', log: 'embedded' },

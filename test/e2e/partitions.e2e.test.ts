@@ -5,7 +5,7 @@ import { untilEqual } from '../support/scene.ts'
 import { needs } from '../support/servers.ts'
 import { connected } from '../support/shop.ts'
 
-describe('a partitioned table', { ...needs('pg'), timeout: 120_000 }, () => {
+describe('a partitioned table', needs('pg'), () => {
   it('H26: named by its root is followed in all its leaves, wherever its rows move', async () => {
     await using pipeline = await sales({ include: 'public.sales', more: 'apply: { lanes: 3, batchRows: 4 }' })
     const checked = await pipeline.command(['check'])

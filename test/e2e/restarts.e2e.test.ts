@@ -10,7 +10,7 @@ import { compareShops, createShop, loadShop, startWriters, type Writers } from '
 import { until, type Worker } from '../support/worker.ts'
 
 /** Servers of our own, each behind a proxy. */
-describe('what goes away and comes back', { ...needs('pg', 'kafka'), timeout: 600_000 }, () => {
+describe('what goes away and comes back', needs('pg', 'kafka'), () => {
   let source: PostgresServer
   let target: PostgresServer
   let cluster: KafkaCluster

@@ -52,35 +52,31 @@ describe('a worker that dies around a change of a table', { ...needs('pg'), conc
     ['apply.after-arrival', 2],
   ]
   for (const [point, passing] of deaths) {
-    it(
-      `H26: at ${point}, passing ${passing}: each change is made once, and each row has its own shape`,
-      { timeout: 300_000 },
-      async (t) => {
-        await using pipeline = await prepared()
-        const first = pipeline.run([], { CROSSFADE_FAILPOINT: `${point}:${passing}` })
-        await streaming(first)
-        const writing = await keepWriting(pipeline.source)
-        let dead = false
-        void first.ended.then(() => (dead = true))
-        for (const statement of changes) {
-          const before = writing.count()
-          await sql(pipeline.source, statement)
-          await until(async () => (writing.count() > before + 2 ? [] : ['nothing is written']), { seconds: 60 })
-        }
-        await until(async () => (dead ? [] : [`the point was not passed: ${first.output()}`]), { seconds: 60 })
-        assert.equal((await first.ended).signal, 'SIGKILL', first.output())
-        const next = pipeline.run()
-        await streaming(next)
-        await sql(pipeline.source, 'alter table thing add last int')
-        await writing.stop()
-        await untilSame(pipeline, next)
-        assert.equal((await next.stop()).code, 0)
-        t.diagnostic(`killed at ${point}, passing ${passing}, beside ${writing.count()} writes`)
-      },
-    )
+    it(`H26: at ${point}, passing ${passing}: each change is made once, and each row has its own shape`, async (t) => {
+      await using pipeline = await prepared()
+      const first = pipeline.run([], { CROSSFADE_FAILPOINT: `${point}:${passing}` })
+      await streaming(first)
+      const writing = await keepWriting(pipeline.source)
+      let dead = false
+      void first.ended.then(() => (dead = true))
+      for (const statement of changes) {
+        const before = writing.count()
+        await sql(pipeline.source, statement)
+        await until(async () => (writing.count() > before + 2 ? [] : ['nothing is written']), { seconds: 60 })
+      }
+      await until(async () => (dead ? [] : [`the point was not passed: ${first.output()}`]), { seconds: 60 })
+      assert.equal((await first.ended).signal, 'SIGKILL', first.output())
+      const next = pipeline.run()
+      await streaming(next)
+      await sql(pipeline.source, 'alter table thing add last int')
+      await writing.stop()
+      await untilSame(pipeline, next)
+      assert.equal((await next.stop()).code, 0)
+      t.diagnostic(`killed at ${point}, passing ${passing}, beside ${writing.count()} writes`)
+    })
   }
 
-  it('H26: anywhere, again and again', { timeout: 300_000 }, async (t) => {
+  it('H26: anywhere, again and again', async (t) => {
     const seed = Number(process.env['CROSSFADE_SEED'] ?? Date.now() % 100_000)
     t.diagnostic(`CROSSFADE_SEED=${seed}`)
     let state = seed >>> 0
@@ -151,37 +147,33 @@ describe('a change of a table that cannot be followed', { ...needs('pg'), concur
     assert.equal((await next.stop()).code, 0)
   })
 
-  it(
-    'H26: names passed on and given anew at once: a person who makes one change a start comes to the end',
-    { timeout: 300_000 },
-    async () => {
-      await using pipeline = await prepared('stop')
-      const worker = pipeline.run()
-      await streaming(worker)
-      await sql(pipeline.source, 'update thing set count = id, price = id')
-      await sql(
-        pipeline.source,
-        `begin; alter table thing rename price to former; alter table thing rename count to price; alter table thing add count int default 4;
+  it('H26: names passed on and given anew at once: a person who makes one change a start comes to the end', async () => {
+    await using pipeline = await prepared('stop')
+    const worker = pipeline.run()
+    await streaming(worker)
+    await sql(pipeline.source, 'update thing set count = id, price = id')
+    await sql(
+      pipeline.source,
+      `begin; alter table thing rename price to former; alter table thing rename count to price; alter table thing add count int default 4;
        alter table thing drop name; alter table thing add name text default 'n'; insert into thing values (5001); commit;
        update thing set count = 5 where id < 9`,
-      )
-      let end = await worker.ended
-      const run: string[] = []
-      for (;;) {
-        assert.equal(end.code, 1, end.stderr)
-        const [statement = 'none', more = ''] = end.stderr.match(/ALTER TABLE .*;$/gm) ?? []
-        assert.ok(!run.includes(statement), `${statement} again: ${end.stderr}`)
-        run.push(statement)
-        await sql(pipeline.target, / ADD COLUMN /.test(statement) ? `${statement} ${more}` : statement)
-        if (run.length === 5) break
-        end = await pipeline.command(['run'])
-      }
-      const next = pipeline.run()
-      await streaming(next)
-      await untilSame(pipeline, next)
-      assert.equal((await next.stop()).code, 0)
-    },
-  )
+    )
+    let end = await worker.ended
+    const run: string[] = []
+    for (;;) {
+      assert.equal(end.code, 1, end.stderr)
+      const [statement = 'none', more = ''] = end.stderr.match(/ALTER TABLE .*;$/gm) ?? []
+      assert.ok(!run.includes(statement), `${statement} again: ${end.stderr}`)
+      run.push(statement)
+      await sql(pipeline.target, / ADD COLUMN /.test(statement) ? `${statement} ${more}` : statement)
+      if (run.length === 5) break
+      end = await pipeline.command(['run'])
+    }
+    const next = pipeline.run()
+    await streaming(next)
+    await untilSame(pipeline, next)
+    assert.equal((await next.stop()).code, 0)
+  })
 
   it('H26: names exchanged at once stop, and undone before a row was written it goes on', async () => {
     await using pipeline = await prepared()
@@ -277,57 +269,53 @@ describe('a change of a table that cannot be followed', { ...needs('pg'), concur
     ['rows rewritten in place', 'alter table thing alter name type text using upper(name)', ''],
   ]
   for (const [what, change, byHand] of unfollowable) {
-    it(
-      `H26: ${what} stops, and the table is taken in again by the words of the error, beside another that goes on`,
-      { timeout: 300_000 },
-      async () => {
-        await using pipeline = await prepared()
-        await sql(
-          pipeline.source,
-          `create table other (id int primary key); insert into other select generate_series(1, 50)`,
-        )
-        const both = ['thing', 'other']
-        const worker = pipeline.run()
-        await streaming(worker)
-        await sql(pipeline.source, `insert into thing (id) values (5001); insert into other values (51)`)
-        await sql(pipeline.source, `${change}; insert into thing (id) values (5002); insert into other values (52)`)
-        const end = await worker.ended
-        assert.equal(end.code, 1, end.stderr)
-        assert.match(end.stderr, /^✗ TABLE_CHANGED /m)
-        const [, next = ''] = /^ {4}next +([^]*)/m.exec(end.stderr) ?? []
-        assert.match(
-          next,
-          /name it under tables\.exclude and start; stop; empty the target’s table and give it the new definition; take it in again and start/,
-        )
-        const more = 'ddl: apply\napply: { lanes: 3 }'
-        const include = ['public.thing', 'public.other']
-        await configure(pipeline, { include, exclude: ['public.thing'], more })
-        const without = pipeline.run()
-        await sql(pipeline.source, `insert into thing (id) values (5003); insert into other values (53)`)
-        await until(async () => await pipeline.differences(['other']), { seconds: 90, worker: without })
-        assert.match(without.output(), /left out as the configuration says/)
-        assert.equal((await without.stop()).code, 0)
-        await sql(pipeline.target, 'truncate thing')
-        for (const statement of next.match(/^ *ALTER TABLE .*;$/gm) ?? []) await sql(pipeline.target, statement)
-        await sql(pipeline.target, byHand)
-        await configure(pipeline, { include, more })
-        const again = pipeline.run()
-        await sql(
-          pipeline.source,
-          `insert into thing (id) values (5004); update thing set name = 'later' where id % 7 = 0; delete from other where id = 1`,
-        )
-        await until(
-          async () => [
-            ...(await pipeline.differences(both)),
-            ...(await definitionDiffers(pipeline.source, pipeline.target)),
-          ],
-          { seconds: 120, worker: again },
-        )
-        await sql(pipeline.source, `delete from thing where id % 5 = 0; insert into other values (54)`)
-        await until(async () => await pipeline.differences(both), { seconds: 60, worker: again })
-        assert.equal((await again.stop()).code, 0)
-      },
-    )
+    it(`H26: ${what} stops, and the table is taken in again by the words of the error, beside another that goes on`, async () => {
+      await using pipeline = await prepared()
+      await sql(
+        pipeline.source,
+        `create table other (id int primary key); insert into other select generate_series(1, 50)`,
+      )
+      const both = ['thing', 'other']
+      const worker = pipeline.run()
+      await streaming(worker)
+      await sql(pipeline.source, `insert into thing (id) values (5001); insert into other values (51)`)
+      await sql(pipeline.source, `${change}; insert into thing (id) values (5002); insert into other values (52)`)
+      const end = await worker.ended
+      assert.equal(end.code, 1, end.stderr)
+      assert.match(end.stderr, /^✗ TABLE_CHANGED /m)
+      const [, next = ''] = /^ {4}next +([^]*)/m.exec(end.stderr) ?? []
+      assert.match(
+        next,
+        /name it under tables\.exclude and start; stop; empty the target’s table and give it the new definition; take it in again and start/,
+      )
+      const more = 'ddl: apply\napply: { lanes: 3 }'
+      const include = ['public.thing', 'public.other']
+      await configure(pipeline, { include, exclude: ['public.thing'], more })
+      const without = pipeline.run()
+      await sql(pipeline.source, `insert into thing (id) values (5003); insert into other values (53)`)
+      await until(async () => await pipeline.differences(['other']), { seconds: 90, worker: without })
+      assert.match(without.output(), /left out as the configuration says/)
+      assert.equal((await without.stop()).code, 0)
+      await sql(pipeline.target, 'truncate thing')
+      for (const statement of next.match(/^ *ALTER TABLE .*;$/gm) ?? []) await sql(pipeline.target, statement)
+      await sql(pipeline.target, byHand)
+      await configure(pipeline, { include, more })
+      const again = pipeline.run()
+      await sql(
+        pipeline.source,
+        `insert into thing (id) values (5004); update thing set name = 'later' where id % 7 = 0; delete from other where id = 1`,
+      )
+      await until(
+        async () => [
+          ...(await pipeline.differences(both)),
+          ...(await definitionDiffers(pipeline.source, pipeline.target)),
+        ],
+        { seconds: 120, worker: again },
+      )
+      await sql(pipeline.source, `delete from thing where id % 5 = 0; insert into other values (54)`)
+      await until(async () => await pipeline.differences(both), { seconds: 60, worker: again })
+      assert.equal((await again.stop()).code, 0)
+    })
   }
 
   it('H26: a change while the table is copied stops before a wrong row, and undone it goes on', async () => {
@@ -349,49 +337,45 @@ describe('a change of a table that cannot be followed', { ...needs('pg'), concur
     assert.equal((await next.stop()).code, 0)
   })
 
-  it(
-    'H26: a change while the table is copied, that stays: the table is taken in again by the words of the errors',
-    { timeout: 300_000 },
-    async () => {
-      await using pipeline = await prepared()
-      await sql(
-        pipeline.source,
-        `create table other (id int primary key); insert into other select generate_series(1, 50)`,
-      )
-      const both = ['thing', 'other']
-      const first = pipeline.run([], { CROSSFADE_FAILPOINT: 'copy.before-live:1' })
-      assert.equal((await first.ended).signal, 'SIGKILL')
-      await sql(
-        pipeline.source,
-        `alter table thing add late int default 4; insert into thing (id, late) values (5001, 5)`,
-      )
-      const end = await pipeline.command(['run'])
-      assert.equal(end.code, 1, end.stderr)
-      assert.match(end.stderr, /or name the table under tables\.exclude, start, stop, and take it in again/)
-      const more = 'ddl: apply\napply: { lanes: 3 }'
-      const include = ['public.thing', 'public.other']
-      await configure(pipeline, { include, exclude: ['public.thing'], more })
-      const without = pipeline.run()
-      await sql(pipeline.source, `insert into thing (id) values (5002); insert into other values (51)`)
-      await until(async () => await pipeline.differences(['other']), { seconds: 90, worker: without })
-      assert.equal((await without.stop()).code, 0)
-      await configure(pipeline, { include, more })
-      // Each start says what is still missing.
-      const full = blocker(await pipeline.refused(), 'target.empty')
-      await follow(pipeline.target, full)
-      const shape = await pipeline.refused()
-      assert.match(JSON.stringify(shape.error), /late/)
-      await sql(pipeline.target, 'alter table thing add late int default 4')
-      const again = pipeline.run()
-      await sql(pipeline.source, `insert into thing (id) values (5003); delete from thing where id = 1`)
-      await until(
-        async () => [
-          ...(await pipeline.differences(both)),
-          ...(await definitionDiffers(pipeline.source, pipeline.target)),
-        ],
-        { seconds: 120, worker: again },
-      )
-      assert.equal((await again.stop()).code, 0)
-    },
-  )
+  it('H26: a change while the table is copied, that stays: the table is taken in again by the words of the errors', async () => {
+    await using pipeline = await prepared()
+    await sql(
+      pipeline.source,
+      `create table other (id int primary key); insert into other select generate_series(1, 50)`,
+    )
+    const both = ['thing', 'other']
+    const first = pipeline.run([], { CROSSFADE_FAILPOINT: 'copy.before-live:1' })
+    assert.equal((await first.ended).signal, 'SIGKILL')
+    await sql(
+      pipeline.source,
+      `alter table thing add late int default 4; insert into thing (id, late) values (5001, 5)`,
+    )
+    const end = await pipeline.command(['run'])
+    assert.equal(end.code, 1, end.stderr)
+    assert.match(end.stderr, /or name the table under tables\.exclude, start, stop, and take it in again/)
+    const more = 'ddl: apply\napply: { lanes: 3 }'
+    const include = ['public.thing', 'public.other']
+    await configure(pipeline, { include, exclude: ['public.thing'], more })
+    const without = pipeline.run()
+    await sql(pipeline.source, `insert into thing (id) values (5002); insert into other values (51)`)
+    await until(async () => await pipeline.differences(['other']), { seconds: 90, worker: without })
+    assert.equal((await without.stop()).code, 0)
+    await configure(pipeline, { include, more })
+    // Each start says what is still missing.
+    const full = blocker(await pipeline.refused(), 'target.empty')
+    await follow(pipeline.target, full)
+    const shape = await pipeline.refused()
+    assert.match(JSON.stringify(shape.error), /late/)
+    await sql(pipeline.target, 'alter table thing add late int default 4')
+    const again = pipeline.run()
+    await sql(pipeline.source, `insert into thing (id) values (5003); delete from thing where id = 1`)
+    await until(
+      async () => [
+        ...(await pipeline.differences(both)),
+        ...(await definitionDiffers(pipeline.source, pipeline.target)),
+      ],
+      { seconds: 120, worker: again },
+    )
+    assert.equal((await again.stop()).code, 0)
+  })
 })

@@ -11,7 +11,7 @@ import { until } from '../support/worker.ts'
 
 const limits = spawnSync('prlimit', ['--version']).status === 0 ? undefined : 'prlimit missing'
 
-describe('the embedded log of a pipeline', { ...needs('pg'), concurrency: 2, timeout: 300_000 }, () => {
+describe('the embedded log of a pipeline', { ...needs('pg'), concurrency: 2 }, () => {
   async function prepared(options: Partial<Parameters<typeof scene>[0]> = {}): Promise<Scene> {
     const pg = await postgres(18)
     const [source, target] = [await pg.database('embedded_source'), await pg.database('embedded_target')]

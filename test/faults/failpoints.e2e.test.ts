@@ -198,7 +198,7 @@ describe('a worker that dies at a named place', { ...needs('pg', 'kafka'), concu
   })
   for (const [point, deaths] of Object.entries(places) as [Failpoint, Deaths][]) {
     for (const passing of deaths.passings) {
-      it(`${point}, passing ${passing}`, { timeout: 300_000 }, async (t) => {
+      it(`${point}, passing ${passing}`, async (t) => {
         t.diagnostic(`CROSSFADE_SEED=${seed}`)
         t.diagnostic(await dies(point, passing, deaths))
       })

@@ -54,7 +54,7 @@ async function calm<Row extends pg.QueryResultRow>(url: string, text: string): P
   }
 }
 
-describe('settings of roles and databases that would change what is read and written', { ...needs('pg') }, () => {
+describe('settings of roles and databases that would change what is read and written', needs('pg'), () => {
   let server: PostgresServer
   before(async () => {
     server = await startPostgres({ settings: { logical_decoding_work_mem: '64kB' } })
@@ -62,7 +62,7 @@ describe('settings of roles and databases that would change what is read and wri
   after(async () => await server?.[Symbol.asyncDispose]())
 
   for (const level of ['role', 'database'] as const) {
-    it(`do not, set for the ${level} at both ends`, { timeout: 120_000 }, async (t) => {
+    it(`do not, set for the ${level} at both ends`, async (t) => {
       const names = ['source', 'target'].map((end) => `${level}_${end}`)
       const urls: string[] = []
       for (const [i, name] of names.entries()) {

@@ -50,7 +50,7 @@ async function partitionOf(cluster: KafkaCluster, topic: string): Promise<Partit
   }
 }
 
-describe('three brokers, each partition on all of them', { ...needs('pg', 'kafka'), timeout: 600_000 }, () => {
+describe('three brokers, each partition on all of them', needs('pg', 'kafka'), () => {
   let cluster: KafkaCluster
   let pipeline: Scene
   let worker: Worker
@@ -106,7 +106,7 @@ describe('three brokers, each partition on all of them', { ...needs('pg', 'kafka
     },
   }
   for (const [fault, hurt] of Object.entries(faults)) {
-    it(`${fault}: the run goes on by itself`, { timeout: 300_000 }, async (t) => {
+    it(`${fault}: the run goes on by itself`, async (t) => {
       await ticks.through(60)
       ticks.worst()
       const repair = await hurt()
@@ -120,28 +120,24 @@ describe('three brokers, each partition on all of them', { ...needs('pg', 'kafka
     })
   }
 
-  it(
-    'too few replicas in sync: it waits, says so, and goes on when there are enough',
-    { timeout: 300_000 },
-    async (t) => {
-      const topic = `${pipeline.name}.public.tick`
-      await ticks.through(60)
-      const before = worker.output().length
-      const leader = await leaderOf(cluster, topic)
-      await alter(cluster, topic, 3)
-      await cluster.kill9((leader % 3) + 1)
-      const began = performance.now()
-      const said = async (): Promise<readonly string[]> =>
-        /too few replicas are in sync/.test(worker.output().slice(before)) ? [] : ['no word of it']
-      await until(said, { seconds: 60, worker })
-      told(t, 'fewer replicas in sync than min.insync.replicas: it says so', began)
-      const back = performance.now()
-      await alter(cluster, topic, 2)
-      await ticks.through(90)
-      told(t, 'enough of them again: changes come through', back)
-      await cluster.restart((leader % 3) + 1)
-    },
-  )
+  it('too few replicas in sync: it waits, says so, and goes on when there are enough', async (t) => {
+    const topic = `${pipeline.name}.public.tick`
+    await ticks.through(60)
+    const before = worker.output().length
+    const leader = await leaderOf(cluster, topic)
+    await alter(cluster, topic, 3)
+    await cluster.kill9((leader % 3) + 1)
+    const began = performance.now()
+    const said = async (): Promise<readonly string[]> =>
+      /too few replicas are in sync/.test(worker.output().slice(before)) ? [] : ['no word of it']
+    await until(said, { seconds: 60, worker })
+    told(t, 'fewer replicas in sync than min.insync.replicas: it says so', began)
+    const back = performance.now()
+    await alter(cluster, topic, 2)
+    await ticks.through(90)
+    told(t, 'enough of them again: changes come through', back)
+    await cluster.restart((leader % 3) + 1)
+  })
 
   it('nothing is lost or doubled by all that: contents, money and ledger', async (t) => {
     t.diagnostic(`CROSSFADE_SEED=${seed}`)
@@ -157,7 +153,7 @@ describe('three brokers, each partition on all of them', { ...needs('pg', 'kafka
   })
 })
 
-describe('a broker that comes back with older data', { ...needs('pg', 'kafka'), timeout: 300_000 }, () => {
+describe('a broker that comes back with older data', needs('pg', 'kafka'), () => {
   for (const running of [true, false]) {
     const how = running ? 'while it runs' : 'while it is stopped'
     it(`H23: acknowledged records are gone ${how}: it stops before it writes over them`, async (t) => {

@@ -38,7 +38,7 @@ const statements = [
   `update wide set a = a + 1 where ${one('wide', 'a = 2')}; update wide set big = 'short' where ${one('wide', 'a = 1')}; delete from wide where ${one('wide', 'a = 3')}`,
 ]
 
-describe('tables without a key', { ...needs('pg'), timeout: 200_000 }, () => {
+describe('tables without a key', needs('pg'), () => {
   it('H8: keep their rows in number and print, through deaths in the copy and in batches of every size', async (t) => {
     const pg = await postgres(18)
     const [source, target] = [await pg.database('keyless_source'), await pg.database('keyless_target')]

@@ -64,7 +64,7 @@ const reprinted: Readonly<Record<string, string>> = {
   bpchar: `'b' || n || '  '`,
 }
 
-describe('keys', { ...needs('pg'), timeout: 300_000 }, () => {
+describe('keys', needs('pg'), () => {
   for (const [batchRows, lanes] of [
     [1, 3],
     [2000, 2],

@@ -14,55 +14,51 @@ const memoryBound = 1200 * 2 ** 20
 
 for (const log of ['kafka', 'embedded'] as const) {
   describe(`rows of 50 MB through the ${log} log`, needs('pg', 'kafka'), () => {
-    it(
-      'are copied and streamed; one above log.maxMessageBytes stops, and passes once that is raised',
-      { timeout: 290_000 },
-      async (t) => {
-        const pg = await postgres(18)
-        const [source, target] = [await pg.database('large_source'), await pg.database('large_target')]
-        await createDocuments(source)
-        const config = async (limit: string): Promise<string> =>
-          (await logConfig(log, 2)).replace(/ \}$/, `, maxMessageBytes: ${limit} }`)
-        await using pipeline = await scene({ source, target, mode: 'hybrid', log: await config('8MiB') })
-        let worker = pipeline.run()
-        await untilSame(pipeline, worker)
-        t.diagnostic(`copied: peak RSS ${megabytes(await peakMemory(worker.pid))} MB`)
-        // Neither needs more than its key and what changed.
-        await sql(source, `update document set note = 'second' where id in (1, 2)`)
-        await sql(source, `update document set id = id + 100 where id = 2`)
-        await untilSame(pipeline, worker)
+    it('are copied and streamed; one above log.maxMessageBytes stops, and passes once that is raised', async (t) => {
+      const pg = await postgres(18)
+      const [source, target] = [await pg.database('large_source'), await pg.database('large_target')]
+      await createDocuments(source)
+      const config = async (limit: string): Promise<string> =>
+        (await logConfig(log, 2)).replace(/ \}$/, `, maxMessageBytes: ${limit} }`)
+      await using pipeline = await scene({ source, target, mode: 'hybrid', log: await config('8MiB') })
+      let worker = pipeline.run()
+      await untilSame(pipeline, worker)
+      t.diagnostic(`copied: peak RSS ${megabytes(await peakMemory(worker.pid))} MB`)
+      // Neither needs more than its key and what changed.
+      await sql(source, `update document set note = 'second' where id in (1, 2)`)
+      await sql(source, `update document set id = id + 100 where id = 2`)
+      await untilSame(pipeline, worker)
 
-        await sql(source, `insert into document select 3, 'first', body, null from original`)
-        const end = await worker.ended
-        assert.equal(end.code, 1, end.stdout + end.stderr)
-        assert.match(end.stderr, /✗ RECORD_TOO_LARGE /)
-        assert.match(end.stderr, /object +topic \S+\.public\.document/)
-        assert.match(end.stderr, /next +Set log\.maxMessageBytes to (32|64)MiB and start again/)
-        await sql(source, `insert into document select 4, 'first', null, blob from original`)
+      await sql(source, `insert into document select 3, 'first', body, null from original`)
+      const end = await worker.ended
+      assert.equal(end.code, 1, end.stdout + end.stderr)
+      assert.match(end.stderr, /✗ RECORD_TOO_LARGE /)
+      assert.match(end.stderr, /object +topic \S+\.public\.document/)
+      assert.match(end.stderr, /next +Set log\.maxMessageBytes to (32|64)MiB and start again/)
+      await sql(source, `insert into document select 4, 'first', null, blob from original`)
 
-        const file = join(pipeline.work.dir, 'crossfade.yaml')
-        await writeFile(file, (await readFile(file, 'utf8')).replace('maxMessageBytes: 8MiB', 'maxMessageBytes: 64MiB'))
-        worker = pipeline.run()
-        await untilSame(pipeline, worker)
-        await sql(source, `update document set body = reverse(body) where id in (1, 3)`)
-        await sql(source, `update document set blob = substr(blob, 2), note = 'third' where id = 4`)
-        await sql(source, `update document set id = 102, blob = substr(blob, 3) where id = 102`)
-        await untilSame(pipeline, worker)
-        // Whole old rows are logged of these: a record holds the row twice, and one without a key is found by all it holds.
-        await sql(source, `insert into whole select substr(body, 1, ${size / 4}), 'first' from original`)
-        await sql(source, `update whole set note = 'second'`)
-        await untilSame(pipeline, worker)
-        await sql(source, `delete from whole; delete from document where id in (3, 4)`)
-        await untilSame(pipeline, worker)
-        // All in one transaction: it is spooled.
-        await sql(source, `insert into document select n, 'spooled', body, null from original, generate_series(5, 7) n`)
-        await untilSame(pipeline, worker)
-        const peak = await peakMemory(worker.pid)
-        t.diagnostic(`streamed: peak RSS ${megabytes(peak)} MB`)
-        assert.ok(peak < memoryBound, `${megabytes(peak)} MB`)
-        assert.equal((await worker.stop()).code, 0)
-      },
-    )
+      const file = join(pipeline.work.dir, 'crossfade.yaml')
+      await writeFile(file, (await readFile(file, 'utf8')).replace('maxMessageBytes: 8MiB', 'maxMessageBytes: 64MiB'))
+      worker = pipeline.run()
+      await untilSame(pipeline, worker)
+      await sql(source, `update document set body = reverse(body) where id in (1, 3)`)
+      await sql(source, `update document set blob = substr(blob, 2), note = 'third' where id = 4`)
+      await sql(source, `update document set id = 102, blob = substr(blob, 3) where id = 102`)
+      await untilSame(pipeline, worker)
+      // Whole old rows are logged of these: a record holds the row twice, and one without a key is found by all it holds.
+      await sql(source, `insert into whole select substr(body, 1, ${size / 4}), 'first' from original`)
+      await sql(source, `update whole set note = 'second'`)
+      await untilSame(pipeline, worker)
+      await sql(source, `delete from whole; delete from document where id in (3, 4)`)
+      await untilSame(pipeline, worker)
+      // All in one transaction: it is spooled.
+      await sql(source, `insert into document select n, 'spooled', body, null from original, generate_series(5, 7) n`)
+      await untilSame(pipeline, worker)
+      const peak = await peakMemory(worker.pid)
+      t.diagnostic(`streamed: peak RSS ${megabytes(peak)} MB`)
+      assert.ok(peak < memoryBound, `${megabytes(peak)} MB`)
+      assert.equal((await worker.stop()).code, 0)
+    })
   })
 }
 

@@ -13,7 +13,7 @@ import { until, type Worker } from '../support/worker.ts'
 const seed = Number(process.env['CROSSFADE_SEED'] ?? Date.now() % 100_000)
 
 /** Everything reaches the servers and takes effect there; what they answer is lost on the way, again and again while a shop is written to. */
-describe('answers that never arrive', { ...needs('pg', 'kafka'), timeout: 600_000 }, () => {
+describe('answers that never arrive', needs('pg', 'kafka'), () => {
   let cluster: KafkaCluster
   let toBroker: Proxy
   let toSource: Proxy
@@ -80,7 +80,7 @@ describe('answers that never arrive', { ...needs('pg', 'kafka'), timeout: 600_00
     await until(async () => (worker.pid > 0 ? [] : ['no worker']), { seconds: 1, worker })
   }
 
-  it('H30: the broker has appended, the connection breaks before it says so', { timeout: 240_000 }, async (t) => {
+  it('H30: the broker has appended, the connection breaks before it says so', async (t) => {
     const produce = producing()
     let cuts = 0
     const look: Look = (piece, isAnswer, connection) => {
@@ -91,27 +91,23 @@ describe('answers that never arrive', { ...needs('pg', 'kafka'), timeout: 600_00
     await under(t, toBroker, { look, count: () => cuts, enough: 60, fault: 'the answer to a produce request cut off' })
   })
 
-  it(
-    'H30: the broker has appended, and its answer is swallowed by a connection that stays open',
-    { timeout: 240_000 },
-    async (t) => {
-      const produce = producing()
-      let swallowed = 0
-      const look: Look = (piece, isAnswer, connection) => {
-        if (!produce(piece, isAnswer, connection) || swallowed >= 1) return 'pass'
-        swallowed++
-        return 'lose'
-      }
-      await under(t, toBroker, {
-        look,
-        count: () => swallowed,
-        enough: 1,
-        fault: 'the answer to a produce request lost',
-      })
-    },
-  )
+  it('H30: the broker has appended, and its answer is swallowed by a connection that stays open', async (t) => {
+    const produce = producing()
+    let swallowed = 0
+    const look: Look = (piece, isAnswer, connection) => {
+      if (!produce(piece, isAnswer, connection) || swallowed >= 1) return 'pass'
+      swallowed++
+      return 'lose'
+    }
+    await under(t, toBroker, {
+      look,
+      count: () => swallowed,
+      enough: 1,
+      fault: 'the answer to a produce request lost',
+    })
+  })
 
-  it('the target has committed, the connection breaks before it says so', { timeout: 240_000 }, async (t) => {
+  it('the target has committed, the connection breaks before it says so', async (t) => {
     const asked = new Map<number, number>()
     let cuts = 0
     const look: Look = (piece, isAnswer, connection) => {
@@ -128,7 +124,7 @@ describe('answers that never arrive', { ...needs('pg', 'kafka'), timeout: 600_00
     await under(t, toTarget, { look, count: () => cuts, enough: 20, fault: 'the answer to a batch’s commit cut off' })
   })
 
-  it('the acknowledgement to the source is lost, then the connection', { timeout: 240_000 }, async (t) => {
+  it('the acknowledgement to the source is lost, then the connection', async (t) => {
     let lost = 0
     let cuts = 0
     const look: Look = (piece, isAnswer) => {
@@ -152,21 +148,17 @@ describe('answers that never arrive', { ...needs('pg', 'kafka'), timeout: 600_00
     })
   })
 
-  it(
-    'every answer of the target to anybody may be lost: state, leases, claims too',
-    { timeout: 240_000 },
-    async (t) => {
-      let cuts = 0
-      const look: Look = (piece, isAnswer) => {
-        if (!isAnswer || !piece.subarray(-6).equals(ready) || random() > 0.03) return 'pass'
-        cuts++
-        return 'cut'
-      }
-      await under(t, toTarget, { look, count: () => cuts, enough: 15, fault: 'any answer of the target cut off' })
-    },
-  )
+  it('every answer of the target to anybody may be lost: state, leases, claims too', async (t) => {
+    let cuts = 0
+    const look: Look = (piece, isAnswer) => {
+      if (!isAnswer || !piece.subarray(-6).equals(ready) || random() > 0.03) return 'pass'
+      cuts++
+      return 'cut'
+    }
+    await under(t, toTarget, { look, count: () => cuts, enough: 15, fault: 'any answer of the target cut off' })
+  })
 
-  it('nothing is lost or doubled by all that: contents, money and ledger', { timeout: 240_000 }, async (t) => {
+  it('nothing is lost or doubled by all that: contents, money and ledger', async (t) => {
     t.diagnostic(`CROSSFADE_SEED=${seed}`)
     await ticks.stop()
     const written = await writers.stop()

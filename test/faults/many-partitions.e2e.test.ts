@@ -12,7 +12,7 @@ const partitions = 16
 /** Seconds a worker and its broker are looked at while nothing happens. */
 const idle = 20
 
-describe('more than 500 partitions in one pipeline', { ...needs('pg', 'kafka'), timeout: 300_000 }, () => {
+describe('more than 500 partitions in one pipeline', needs('pg', 'kafka'), () => {
   it('are copied and streamed, killed and gone on with; what they cost when idle', async (t) => {
     await using cluster = await startKafka()
     const pg = await postgres(18)

@@ -37,7 +37,7 @@ const faults: Readonly<Record<string, (way: Proxy) => { readonly again?: () => v
 }
 
 /** One pipeline for each way that can be hurt, side by side. Nobody helps, no process ends, and no row is wrong. */
-describe('a network that fails between', { ...needs('pg', 'kafka'), concurrency: 4, timeout: 600_000 }, () => {
+describe('a network that fails between', { ...needs('pg', 'kafka'), concurrency: 4 }, () => {
   let source: PostgresServer
   let target: PostgresServer
   let cluster: KafkaCluster

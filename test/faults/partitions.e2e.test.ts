@@ -6,7 +6,7 @@ import { untilEqual } from '../support/scene.ts'
 import { needs } from '../support/servers.ts'
 import { connected } from '../support/shop.ts'
 
-describe('a partitioned table', { ...needs('pg'), timeout: 300_000, concurrency: 2 }, () => {
+describe('a partitioned table', { ...needs('pg'), concurrency: 2 }, () => {
   it('without one of its leaves is followed in the others', async () => {
     await using pipeline = await sales({ include: 'public.sales', exclude: 'public.north_high' })
     const worker = pipeline.run()

@@ -141,7 +141,7 @@ const transaction = fc.record({
   ),
 })
 
-describe('a random history', { ...needs('pg'), timeout: 300_000 }, () => {
+describe('a random history', needs('pg'), () => {
   it('H5, H6, H17, H25: over tables of every kind of key ends equal, whatever dies on the way', async (t) => {
     t.diagnostic(`CROSSFADE_SEED=${seed}`)
     const pg = await postgres(18)

@@ -6,7 +6,7 @@ import { missing, needs, postgres } from '../support/servers.ts'
 import { createRandomTables, randomSteps, randomTables, runSteps, tableSql } from '../support/random-tables.ts'
 import { createTypes, typeColumns } from '../support/type-tables.ts'
 
-describe('tables of random columns, with random rows and changes', { ...needs('pg'), timeout: 600_000 }, () => {
+describe('tables of random columns, with random rows and changes', needs('pg'), () => {
   for (const from of [18, 15, 14] as const) {
     const skip = from === 18 ? undefined : missing(`pg${from}`)
     it(`are the same at both ends, from version ${from} to 18`, skip === undefined ? {} : { skip }, async (t) => {

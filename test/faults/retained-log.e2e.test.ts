@@ -22,7 +22,7 @@ async function retained(
   return { ahead: Number(row?.ahead), kept: Number(row?.kept) }
 }
 
-describe('the log that a source keeps for a pipeline', { ...needs('pg'), timeout: 240_000 }, () => {
+describe('the log that a source keeps for a pipeline', needs('pg'), () => {
   let server: PostgresServer
   before(async () => {
     server = await startPostgres()

@@ -9,7 +9,7 @@ import { assertRefusal, createThings, scene, secret, untilEqual } from '../suppo
 import { needs } from '../support/servers.ts'
 import { until } from '../support/worker.ts'
 
-describe('sessions', { ...needs('pg'), timeout: 300_000 }, () => {
+describe('sessions', needs('pg'), () => {
   let source: PostgresServer
   let target: PostgresServer
   before(async () => {

@@ -8,7 +8,7 @@ import { needs } from '../support/servers.ts'
 import { startStandby } from '../support/standby.ts'
 import { until } from '../support/worker.ts'
 
-describe('a source', { ...needs('pg'), timeout: 300_000 }, () => {
+describe('a source', needs('pg'), () => {
   let target: PostgresServer
   before(async () => {
     target = await startPostgres()

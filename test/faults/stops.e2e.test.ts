@@ -19,7 +19,7 @@ const signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const
 
 describe('a worker that is stopped and started all the time', needs('pg', 'kafka'), () => {
   for (const log of ['embedded', 'kafka'] as const) {
-    it(`loses nothing and leaves nothing behind, ${log} log`, { timeout: limit + 180_000 }, async (t) => {
+    it(`loses nothing and leaves nothing behind, ${log} log`, async (t) => {
       t.diagnostic(`CROSSFADE_SEED=${seed}`)
       const random = generator(seed)
       const shared = await postgres(18)

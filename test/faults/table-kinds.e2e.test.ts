@@ -55,7 +55,7 @@ const tables = 'animal, only animal, only dog, puppy, counted, log, triggered, a
   ', ',
 )
 
-describe('kinds of tables', { ...needs('pg15'), timeout: 120_000 }, () => {
+describe('kinds of tables', needs('pg15'), () => {
   it('H25: are followed with their definitions from a dump, without what would act twice', async () => {
     const pg = await postgres(15)
     const [source, target] = [await pg.database('kinds_source'), await pg.database('kinds_target')]

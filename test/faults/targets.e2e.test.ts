@@ -16,7 +16,7 @@ import { until } from '../support/worker.ts'
 
 const run = promisify(execFile)
 
-describe('a target', { ...needs('pg'), timeout: 300_000 }, () => {
+describe('a target', needs('pg'), () => {
   let source: PostgresServer
   let target: PostgresServer
   before(async () => {

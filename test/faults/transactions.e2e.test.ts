@@ -119,7 +119,7 @@ describe('transactions that are large, long, many or prepared', needs('pg'), () 
     assert.equal((await worker.stop()).code, 0)
   })
 
-  it('fifty thousand of one row', { timeout: 240_000 }, async (t) => {
+  it('fifty thousand of one row', async (t) => {
     await using pipeline = await prepared('create table entry (n int primary key, body text)', `values (0, '')`)
     const worker = pipeline.run()
     await untilEqual(pipeline, worker, 80, ['entry'])
@@ -137,7 +137,7 @@ describe('transactions that are large, long, many or prepared', needs('pg'), () 
     assert.equal((await worker.stop()).code, 0)
   })
 
-  it('one of two million rows, within its memory', { timeout: 290_000 }, async (t) => {
+  it('one of two million rows, within its memory', async (t) => {
     await using pipeline = await prepared('create table entry (n int primary key, body text)', `values (0, '')`)
     const worker = pipeline.run()
     await untilEqual(pipeline, worker, 80, ['entry'])
@@ -165,7 +165,7 @@ describe('transactions that are large, long, many or prepared', needs('pg'), () 
     assert.equal(await spoolBytes(pipeline), 0)
   })
 
-  it('a thousand moves of keys with values that are not sent again', { timeout: 240_000 }, async (t) => {
+  it('a thousand moves of keys with values that are not sent again', async (t) => {
     await using pipeline = await prepared(
       'create table entry (n int primary key, note text, body text); alter table entry alter body set storage external',
       `select i, '', repeat(md5(i::text), 100) from generate_series(1, 1000) i`,

@@ -20,7 +20,7 @@ insert into apart select i, 'v' from generate_series(1, 100) i;
 `
 const tables = ['parent', 'child', 'keyless', 'apart']
 
-describe('truncates', { ...needs('pg'), timeout: 300_000 }, () => {
+describe('truncates', needs('pg'), () => {
   for (const [batchRows, lanes] of [
     [2, 3],
     [2000, 4],

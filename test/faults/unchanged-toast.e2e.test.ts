@@ -60,7 +60,7 @@ const afterTruncate = [
   `update t set n = n + 100; update t set id = id + 50 where id = 1; update t set n = n + 100`,
 ]
 
-describe('values that are not sent again', { ...needs('pg', 'pg15'), timeout: 600_000 }, () => {
+describe('values that are not sent again', needs('pg', 'pg15'), () => {
   const cases = [
     [18, 1000],
     [18, 2],

@@ -7,7 +7,7 @@ import { connected } from '../support/shop.ts'
 import { until } from '../support/worker.ts'
 
 /** A commit waits for a standby that is not there: it is in the log, and no new snapshot sees it. */
-describe('a commit that is not visible yet', { ...needs('pg'), timeout: 240_000 }, () => {
+describe('a commit that is not visible yet', needs('pg'), () => {
   let server: PostgresServer
   before(async () => {
     server = await startPostgres()

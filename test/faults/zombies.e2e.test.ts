@@ -90,33 +90,29 @@ async function wakesInVain(pipeline: Scene, zombie: Worker, successor: Worker): 
 }
 
 describe('a worker that was thought dead', { ...needs('pg', 'kafka'), concurrency: 3 }, () => {
-  it(
-    'H1: stopped while it streams and replaced, it changes nothing when it wakes up',
-    { timeout: 400_000 },
-    async (t) => {
-      t.diagnostic(`CROSSFADE_SEED=${seed}`)
-      await using pipeline = await prepared('kafka', 3000)
-      const writers = startWriters(pipeline.source, { seed, writers: 3, pause: 3 })
-      const zombie = pipeline.run()
-      await shows(zombie, / streaming /)
-      await sleep(1000 + (seed % 1000))
-      process.kill(zombie.pid, 'SIGSTOP')
-      // What its sockets take in meanwhile it will want to publish and to apply.
-      const successor = pipeline.run()
-      await shows(successor, / streaming /)
-      const written = await writers.stop()
-      await until(async () => await compareShops(pipeline.source, pipeline.target, written), {
-        seconds: 120,
-        worker: successor,
-      })
-      await wakesInVain(pipeline, zombie, successor)
-      const dropped = /dropped records of an earlier capture/.test(successor.output())
-      t.diagnostic(
-        `fired: stopped while streaming; ${dropped ? 'it published, and was not read' : 'it published nothing'}`,
-      )
-      assert.deepEqual(await compareShops(pipeline.source, pipeline.target, written), [])
-    },
-  )
+  it('H1: stopped while it streams and replaced, it changes nothing when it wakes up', async (t) => {
+    t.diagnostic(`CROSSFADE_SEED=${seed}`)
+    await using pipeline = await prepared('kafka', 3000)
+    const writers = startWriters(pipeline.source, { seed, writers: 3, pause: 3 })
+    const zombie = pipeline.run()
+    await shows(zombie, / streaming /)
+    await sleep(1000 + (seed % 1000))
+    process.kill(zombie.pid, 'SIGSTOP')
+    // What its sockets take in meanwhile it will want to publish and to apply.
+    const successor = pipeline.run()
+    await shows(successor, / streaming /)
+    const written = await writers.stop()
+    await until(async () => await compareShops(pipeline.source, pipeline.target, written), {
+      seconds: 120,
+      worker: successor,
+    })
+    await wakesInVain(pipeline, zombie, successor)
+    const dropped = /dropped records of an earlier capture/.test(successor.output())
+    t.diagnostic(
+      `fired: stopped while streaming; ${dropped ? 'it published, and was not read' : 'it published nothing'}`,
+    )
+    assert.deepEqual(await compareShops(pipeline.source, pipeline.target, written), [])
+  })
 
   // With its next step on its way it finds out too late: the log, the target and the source have to refuse it.
   for (const [point, passing] of [
@@ -124,7 +120,7 @@ describe('a worker that was thought dead', { ...needs('pg', 'kafka'), concurrenc
     ['capture.between-append-and-ack', 12],
     ['apply.before-commit', 12],
   ] as const) {
-    it(`H1, H2: stopped right at ${point} and replaced, its step is in vain`, { timeout: 400_000 }, async (t) => {
+    it(`H1, H2: stopped right at ${point} and replaced, its step is in vain`, async (t) => {
       t.diagnostic(`CROSSFADE_SEED=${seed}`)
       await using pipeline = await prepared('kafka', 300)
       const copying = pipeline.run()
@@ -152,7 +148,7 @@ describe('a worker that was thought dead', { ...needs('pg', 'kafka'), concurrenc
     })
   }
 
-  it('H18: stopped within a batch, it is not waited for, and its half is undone', { timeout: 400_000 }, async (t) => {
+  it('H18: stopped within a batch, it is not waited for, and its half is undone', async (t) => {
     await using pipeline = await prepared('kafka', 500)
     const zombie = pipeline.run()
     await shows(zombie, / streaming /)
@@ -193,7 +189,7 @@ describe('a worker that was thought dead', { ...needs('pg', 'kafka'), concurrenc
     assert.deepEqual(await compareShops(pipeline.source, pipeline.target, undefined), [])
   })
 
-  it('H22: stopped while it copies and replaced, its chunks are copied once', { timeout: 400_000 }, async (t) => {
+  it('H22: stopped while it copies and replaced, its chunks are copied once', async (t) => {
     t.diagnostic(`CROSSFADE_SEED=${seed}`)
     await using pipeline = await prepared('kafka', 20_000)
     const writers = startWriters(pipeline.source, { seed, writers: 2, pause: 5 })
@@ -227,37 +223,33 @@ describe('a worker that was thought dead', { ...needs('pg', 'kafka'), concurrenc
     assert.deepEqual(await compareShops(pipeline.source, pipeline.target, written), [])
   })
 
-  it(
-    'through the embedded log it keeps the place of its own, and goes on when it wakes up',
-    { timeout: 400_000 },
-    async (t) => {
-      t.diagnostic(`CROSSFADE_SEED=${seed}`)
-      await using pipeline = await prepared('embedded', 3000)
-      const writers = startWriters(pipeline.source, { seed, writers: 2, pause: 5 })
-      const zombie = pipeline.run()
-      await shows(zombie, / streaming /)
-      await sleep(500 + (seed % 1000))
-      process.kill(zombie.pid, 'SIGSTOP')
-      const other = pipeline.run()
-      const end = await other.ended
-      assert.equal(end.code, 1, other.output())
-      assert.match(end.stderr, /^✗ LOG_IN_USE /m)
-      assert.match(end.stderr, new RegExp(`/${zombie.pid}\\b`))
-      process.kill(zombie.pid, 'SIGCONT')
-      const written = await writers.stop()
-      await until(async () => await compareShops(pipeline.source, pipeline.target, written), {
-        seconds: 120,
-        worker: zombie,
-      })
-      assert.equal((await zombie.stop()).code, 0)
-      t.diagnostic('fired: stopped while streaming, and its lease taken')
-    },
-  )
+  it('through the embedded log it keeps the place of its own, and goes on when it wakes up', async (t) => {
+    t.diagnostic(`CROSSFADE_SEED=${seed}`)
+    await using pipeline = await prepared('embedded', 3000)
+    const writers = startWriters(pipeline.source, { seed, writers: 2, pause: 5 })
+    const zombie = pipeline.run()
+    await shows(zombie, / streaming /)
+    await sleep(500 + (seed % 1000))
+    process.kill(zombie.pid, 'SIGSTOP')
+    const other = pipeline.run()
+    const end = await other.ended
+    assert.equal(end.code, 1, other.output())
+    assert.match(end.stderr, /^✗ LOG_IN_USE /m)
+    assert.match(end.stderr, new RegExp(`/${zombie.pid}\\b`))
+    process.kill(zombie.pid, 'SIGCONT')
+    const written = await writers.stop()
+    await until(async () => await compareShops(pipeline.source, pipeline.target, written), {
+      seconds: 120,
+      worker: zombie,
+    })
+    assert.equal((await zombie.stop()).code, 0)
+    t.diagnostic('fired: stopped while streaming, and its lease taken')
+  })
 })
 
 describe('two processes started at once for one pipeline', { ...needs('pg', 'kafka'), concurrency: 2 }, () => {
   for (const log of ['kafka', 'embedded'] as const) {
-    it(`one runs, the other stands by and takes over: ${log}`, { timeout: 400_000 }, async (t) => {
+    it(`one runs, the other stands by and takes over: ${log}`, async (t) => {
       t.diagnostic(`CROSSFADE_SEED=${seed}`)
       await using pipeline = await prepared(log, 2000)
       const writers = startWriters(pipeline.source, { seed, writers: 2, pause: 5 })

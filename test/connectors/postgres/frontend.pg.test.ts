@@ -13,7 +13,7 @@ import { Output } from '../../../src/output.ts'
 import { needs, postgres } from '../../support/servers.ts'
 import { startProxy } from '../../support/proxy.ts'
 
-describe('the extended protocol', { ...needs('pg'), timeout: 60_000 }, () => {
+describe('the extended protocol', needs('pg'), () => {
   async function connected(port?: number): Promise<pg.Client> {
     const url = new URL((await postgres(18)).adminUrl)
     if (port !== undefined) url.port = String(port)

@@ -6,7 +6,7 @@ import { advance, batch, group, inOrder } from '../../conformance/sink.ts'
 import type { Barrier } from '../../../src/model.ts'
 import { at, bench, never } from './sink-server.ts'
 
-describe('identities that are always generated', { ...needs('pg'), timeout: 60_000 }, () => {
+describe('identities that are always generated', needs('pg'), () => {
   const ddl = `
     create table public.by_id (id bigint generated always as identity primary key, a text, n int unique, twice int generated always as (n * 2) stored, extra text default 'x');
     create table public.beside (k text primary key, a text, id int generated always as identity, b text, twice int generated always as (id * 2) stored);

@@ -31,7 +31,7 @@ function truncateOf(table: TableId, position: number, partitions: readonly Topic
   }
 }
 
-describe('a lane on PostgreSQL', { ...needs('pg'), timeout: 60_000 }, () => {
+describe('a lane on PostgreSQL', needs('pg'), () => {
   const types = `
     create type public.mood as enum ('sad', 'so so');
     create domain public.short as varchar(5) check (value <> 'bad');

@@ -22,7 +22,7 @@ import { never } from './sink-server.ts'
 
 const snapshot = '1' as Position
 
-describe('a value of every type is copied as it was', { ...needs('pg'), timeout: 120_000 }, () => {
+describe('a value of every type is copied as it was', needs('pg'), () => {
   let source = ''
   let target = ''
   let columns: readonly TypeColumn[] = []

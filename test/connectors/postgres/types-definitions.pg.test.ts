@@ -20,7 +20,7 @@ const ranges = `select format('%I.%I %I.%I', n.nspname, t.typname, mn.nspname, m
  where t.oid >= 16384 order by 1`
 
 for (const version of [18, 14] as const)
-  describe(`types of version ${version}`, { ...needs(version === 18 ? 'pg' : 'pg14', 'pg'), timeout: 60_000 }, () => {
+  describe(`types of version ${version}`, needs(version === 18 ? 'pg' : 'pg14', 'pg'), () => {
     let source = ''
     before(async () => {
       source = await (await postgres(version)).database('definitions')
