@@ -1,11 +1,10 @@
 import { Failure } from '../../src/errors.ts'
-import { tableName, type Effect, type TableChange } from '../../src/model.ts'
+import { tableName, type TableChange } from '../../src/model.ts'
 import { addressed, missingAt, statementsFor, wordsFor } from './alter.ts'
 import { mapError, sqlState } from './errors.ts'
 import type { Session } from './lane-session.ts'
 import { readCatalog, type CatalogTable } from './schema.ts'
-
-type SchemaEffect = Extract<Effect, { kind: 'schema' }>
+import type { SchemaEffect } from './version.ts'
 
 /** Makes the target's table what the source's is from this place on, in the transaction of the arrival. What somebody did by hand before counts as
  *  done. Where an operator is to do it, or only one can, TABLE_CHANGED with the statements: all before is applied, nothing after it. */

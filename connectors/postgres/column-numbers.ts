@@ -1,5 +1,5 @@
 import type { Relation } from './pgoutput.ts'
-import { byNumber, isSame, type SentColumn } from './shape.ts'
+import { byNumber, isSentAs, type SentColumn } from './shape.ts'
 import type { Shape, ShapeColumn } from './source-queries.ts'
 
 /** A row's transaction, the look at the catalog before it, and one after. */
@@ -25,7 +25,7 @@ type Place = {
 export function numbersOf(relation: Relation, { before, now, xid }: Between): readonly number[] | string {
   const places = placesOf(before, now)
   const possible = ({ untouched, known }: Place, sent: SentColumn): boolean =>
-    !untouched || known.some((column) => isSame(column, sent))
+    !untouched || known.some((column) => isSentAs(column, sent))
   const proved = assign(relation.columns, places, possible, ({ stays }) => !stays)
   if (proved.ways === 0) return 'its columns were changed several times'
   if (proved.ways === 1) return proved.numbers

@@ -101,6 +101,17 @@ export function sqlState(error: unknown): string | undefined {
   return typeof error.code === 'string' && /^[0-9A-Z]{5}$/.test(error.code) ? error.code : undefined
 }
 
+/** What reads tables of ours; undefined where they were never made. */
+export async function orNone<T>(read: () => Promise<T>): Promise<T | undefined> {
+  try {
+    return await read()
+  } catch (error) {
+    const state = sqlState(error)
+    if (state === '42P01' || state === '3F000') return undefined
+    throw error
+  }
+}
+
 function about(object: string | undefined): { object?: string } {
   return object === undefined ? {} : { object }
 }

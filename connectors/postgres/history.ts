@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
+import { isDeepStrictEqual } from 'node:util'
 import { Failure } from '../../src/errors.ts'
 import { failpoint } from '../../src/failpoint.ts'
 import {
@@ -82,7 +83,8 @@ class TableHistory implements Tables {
   #differing: readonly number[] = []
   /** Tables that it shows touched, and not changed: known so from the place on that the look saw. */
   readonly #steady = new Map<number, Shape>()
-  #keeping: readonly Shape[] = []
+  /** Tables to be recorded as they were seen last. */
+  readonly #keeping = new Map<number, Shape>()
   #wanted: Wanted | undefined
   /** A transaction that is not visible yet, and whose rows of this table look as before. */
   #waived = { oid: 0, xid: 0 }
@@ -139,8 +141,8 @@ class TableHistory implements Tables {
       for (const [oid, shape] of this.#steady) {
         const table = this.#tables.get(oid)
         if (table) table.base = shape
+        this.#keeping.set(oid, shape)
       }
-      this.#keeping = [...this.#keeping, ...this.#steady.values()]
       this.#steady.clear()
     }
     void this.#lookSoon()
@@ -167,7 +169,7 @@ class TableHistory implements Tables {
     for (;;) {
       let looked = await this.#options.look(signal, relation.oid)
       const [now] = looked.tables
-      if (now !== undefined && JSON.stringify(now) === JSON.stringify(this.#shapes.get(relation.oid)))
+      if (now !== undefined && isDeepStrictEqual(now, this.#shapes.get(relation.oid)))
         this.#newer.set(relation.oid, looked.transactions)
       else this.#see((looked = await this.#options.look(signal)))
       if (!isOpen(xid, looked.transactions)) break
@@ -225,7 +227,7 @@ class TableHistory implements Tables {
       const table = this.#tables.get(oid)
       const shape = this.#shapes.get(oid)
       if (!table || !shape || !this.#differing.includes(oid)) return []
-      return JSON.stringify(shape) === JSON.stringify(before.get(oid)) ? [{ table, shape }] : []
+      return isDeepStrictEqual(shape, before.get(oid)) ? [{ table, shape }] : []
     })
     if (steady.length === 0) return
     await this.#record(
@@ -276,7 +278,7 @@ class TableHistory implements Tables {
       if (!now || !newest || now.kind === 'p') return []
       if (unfollowable(table.base, now, keyOf(newest.schema, newest.shape)) !== undefined) return []
       if (changesBetween(table.base, now).length > 0) return table.at + 1 === table.versions.length ? [oid] : []
-      if (JSON.stringify(table.base) !== JSON.stringify(now)) this.#steady.set(oid, now)
+      if (!isDeepStrictEqual(table.base, now)) this.#steady.set(oid, now)
       return []
     })
   }
@@ -285,9 +287,7 @@ class TableHistory implements Tables {
     if (this.#looking || performance.now() < this.#nextLook) return
     this.#looking = true
     try {
-      const keeping = this.#keeping
-      if (keeping.length > 0) await this.#options.keep(keeping)
-      this.#keeping = this.#keeping.slice(keeping.length)
+      await this.#keep().catch(() => {}) // tried again the next time
       const digest = await this.#options.digest()
       if (digest === this.#digest) return
       this.#see(await this.#options.look(new AbortController().signal))
@@ -298,6 +298,13 @@ class TableHistory implements Tables {
       this.#nextLook = performance.now() + lookEveryMs
       this.#looking = false
     }
+  }
+
+  async #keep(): Promise<void> {
+    const keeping = new Map(this.#keeping)
+    if (keeping.size === 0) return
+    await this.#options.keep([...keeping.values()])
+    for (const [oid, shape] of keeping) if (this.#keeping.get(oid) === shape) this.#keeping.delete(oid)
   }
 
   #enter(table: Table, next: Version, mark: Mark): SchemaEffect | Failure {

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util'
 import type pg from 'pg'
 import type { Context, Snapshot } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
@@ -125,7 +126,8 @@ export async function adoptFirst(
   const { pipeline } = place.context
   const { confirmed_flush_lsn: confirmed } = await objects.slot(signal)
   const plain = tables.map(({ table }) => table)
-  const finding = (await ask(checkStart(control, name, plain, startAt, serverVersion), signal)).at(-1)
+  const before = await objects.shapes(signal)
+  const [finding] = await ask(checkStart(control, name, plain, startAt, serverVersion), signal)
   if (finding === undefined || finding.level === 'blocker' || confirmed === null) {
     const { observed = 'no place', needed = startAt, remedy } = finding ?? {}
     throw new Failure('SLOT_LOST', { object: `slot ${name}`, observed, needed, ...(remedy && { next: remedy }) })
@@ -139,7 +141,9 @@ export async function adoptFirst(
     await close(sender)
   }
   const row = await objects.published(signal)
-  const versions = firstVersions([], tables, (await objects.shapes(signal)).tables)
+  const looked = await objects.shapes(signal)
+  demandSame(before.tables, looked.tables)
+  const versions = firstVersions([], tables, looked.tables)
   const consistentPoint = positionOf(parseLsn(confirmed))
   await record({ ...system, state: 'made', consistentPoint, publication: row, adding: [], versions }, signal)
 }
@@ -192,7 +196,7 @@ export async function retainMore(
   const base = altered ? after : { ...before.publication, relations: kept }
   const whole = { ...before, publication: base, left: since, adding: [], versions }
   const checked = checkTables(whole, after, looked.tables)
-  if (JSON.stringify(checked) !== JSON.stringify(before)) await record(checked, signal)
+  if (!isDeepStrictEqual(checked, before)) await record(checked, signal)
 }
 
 /** Undoes what was retained. */

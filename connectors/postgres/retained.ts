@@ -1,7 +1,8 @@
+import { isDeepStrictEqual } from 'node:util'
 import { Failure } from '../../src/errors.ts'
 import { origin, tableName, type TableId, type TableSchema } from '../../src/model.ts'
 import type { StateStore } from '../../src/coordinate/state-store.ts'
-import { keyOf, sentColumns } from './shape.ts'
+import { keyInCatalog, keyOf, sentColumns } from './shape.ts'
 import type { PublicationRow, PublishedRow, Shape, System } from './source-queries.ts'
 import { changesBetween } from './changes-between.ts'
 import { unfollowable } from './unfollowable.ts'
@@ -92,7 +93,7 @@ export function checkTables(recorded: Retained, publication: PublicationRow, loo
     if (why !== undefined) throw changed(version, why, shape)
     if (changesBetween(version.shape, shape).length > 0) pending.add(oid)
     // Whatever else was touched may be in rows that are still to be read: it is taken over when they are.
-    else if (isSame(version.shape.columns, shape.columns) && isSame(version.shape.dropped, shape.dropped))
+    else if (isDeepStrictEqual([version.shape.columns, version.shape.dropped], [shape.columns, shape.dropped]))
       rewritten.push(shape)
   }
   const before = new Map(recorded.publication.relations.map((row) => [row.oid, row]))
@@ -120,10 +121,6 @@ export function leftOut({ left = [], versions }: Retained, oid: number): Left {
   const former = left.find((one) => one.oid === oid)?.marks ?? []
   const own = versions.filter((version) => version.oid === oid).slice(1)
   return { oid, marks: [...former, ...own.map(({ from }) => from)] }
-}
-
-function isSame(before: unknown, now: unknown): boolean {
-  return JSON.stringify(before) === JSON.stringify(now)
 }
 
 function membershipChanged(row: PublishedRow): Failure {
@@ -155,21 +152,27 @@ export function firstVersions(
 
 /** Looks from before and behind the place where the stream begins: a column that became another one of its name in between would be taken for it. */
 export function demandSame(before: readonly Shape[], now: readonly Shape[]): void {
-  const columns = new Map(now.map((shape) => [shape.oid, shape.columns]))
+  const later = new Map(now.map((shape) => [shape.oid, shape]))
   for (const shape of before) {
-    const after = columns.get(shape.oid)
-    if (after !== undefined && !isSame(after, shape.columns)) throw unsteady(shape, 'its columns changed a moment ago')
+    const after = later.get(shape.oid)
+    if (after === undefined) continue
+    if (!isDeepStrictEqual(after.columns, shape.columns)) throw unsteady(shape, 'its columns changed a moment ago')
+    if (after.identity !== shape.identity) throw unsteady(shape, 'its replica identity or key changed a moment ago')
   }
 }
 
 /** Which schema the core goes by must be the table that was found. */
-function checkSchema(schema: TableSchema, { columns }: Shape): void {
+function checkSchema(schema: TableSchema, shape: Shape): void {
   const print = (columns: readonly { readonly name: string; readonly type: string }[]): string =>
     columns.map(({ name, type }) => `${name} ${type}`).join(', ')
-  const found = print(sentColumns({ columns }).map(({ name, declared }) => ({ name, type: declared })))
+  const found = print(sentColumns(shape).map(({ name, declared }) => ({ name, type: declared })))
   const expected = print(schema.columns)
-  if (found === expected) return
-  throw unsteady(schema.table, `it has ${found}, and had ${expected} a moment ago`)
+  if (found !== expected) throw unsteady(schema.table, `it has ${found}, and had ${expected} a moment ago`)
+  // A delete carries the cells of the source's key alone: with another one it would find no row.
+  if (!isDeepStrictEqual(keyOf(schema, shape), keyInCatalog(shape)))
+    throw unsteady(schema.table, 'its key changed a moment ago')
+  if ((schema.before === 'row') !== shape.identity.startsWith('f'))
+    throw unsteady(schema.table, 'its replica identity changed a moment ago')
 }
 
 function unsteady(table: TableId, observed: string): Failure {

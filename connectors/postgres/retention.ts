@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util'
 import type { Snapshot } from '../../src/connector.ts'
 import type { StateStore } from '../../src/coordinate/state-store.ts'
 import { Failure } from '../../src/errors.ts'
@@ -80,10 +81,10 @@ export function openRetention(
     await objects.demandThere(before.publication.relations, row, signal)
     checkPublication(name, before.publication, row, new Set(before.adding))
     if (before.adding.length > 0) return
-    if (row && JSON.stringify(row) !== JSON.stringify(before.publication)) {
+    if (row && !isDeepStrictEqual(row, before.publication)) {
       const after = checkTables(before, row, (await objects.shapes(signal)).tables)
       // Lost to another source of this pipeline: looked at again the next time.
-      if (JSON.stringify(after) !== JSON.stringify(before) && !(await recordUnlessLost(after, signal))) return
+      if (!isDeepStrictEqual(after, before) && !(await recordUnlessLost(after, signal))) return
     }
     digest = now
   }

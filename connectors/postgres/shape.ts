@@ -14,7 +14,7 @@ const letters = { default: 'd', nothing: 'n', full: 'f', index: 'i' } as const
 export function relationDifference(relation: Relation, shape: Shape): string | undefined {
   if (!shape.identity.startsWith(letters[relation.identity])) return 'its replica identity changed'
   const columns = sentColumns(shape)
-  const same = columns.every((column, i) => isSame(column, relation.columns[i]))
+  const same = columns.every((column, i) => isSentAs(column, relation.columns[i]))
   if (!same || columns.length !== relation.columns.length) return 'other columns'
   if (relation.identity !== 'default' && relation.identity !== 'index') return undefined
   const key = keyNumbers(shape)
@@ -24,7 +24,7 @@ export function relationDifference(relation: Relation, shape: Shape): string | u
     : 'its key columns changed'
 }
 
-export function isSame(column: ShapeColumn, sent: Relation['columns'][number] | undefined): boolean {
+export function isSentAs(column: ShapeColumn, sent: Relation['columns'][number] | undefined): boolean {
   return column.name === sent?.name && column.type === sent.typeOid && column.typmod === sent.typmod
 }
 
@@ -43,6 +43,13 @@ export function attributesOf(columns: readonly ShapeColumn[]): PublishedRow['att
     typmod,
     declared,
   ])
+}
+
+/** Numbers of the columns by which changes of the table are identified, as the catalog shows it; none: it has no key. */
+export function keyInCatalog(shape: Shape): readonly number[] {
+  const numbers = keyNumbers(shape)
+  const columns = byNumber(shape)
+  return numbers.every((number) => columns.get(number)?.generated === '') ? numbers : []
 }
 
 /** Numbers of the columns of the schema's key. */

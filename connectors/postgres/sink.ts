@@ -6,7 +6,7 @@ import { checkOccupied, checkTarget } from './check-target.ts'
 import { close, connect, type PostgresConfig } from './config.ts'
 import { controlConnection } from './control.ts'
 import { applyDdl } from './ddl.ts'
-import { mapError, sqlState } from './errors.ts'
+import { mapError, orNone } from './errors.ts'
 import { failpoint } from '../../src/failpoint.ts'
 import { lookLimitMs, namingLockers } from './lockers.ts'
 import { openLane } from './lane.ts'
@@ -57,9 +57,15 @@ export async function openSink(config: PostgresConfig, context: Context, signal:
         async (client) => await inTransaction(client, async () => await deleteCopy(client, pipeline, table)),
       ),
     copies: async (given) =>
-      await control.use(given, async (client) => await orNone(async () => await selectCopies(client, pipeline))),
+      await control.use(
+        given,
+        async (client) => (await orNone(async () => await selectCopies(client, pipeline))) ?? [],
+      ),
     checkpoints: async (given): Promise<readonly Checkpoint[]> =>
-      await control.use(given, async (client) => await orNone(async () => await selectCheckpoints(client, pipeline))),
+      await control.use(
+        given,
+        async (client) => (await orNone(async () => await selectCheckpoints(client, pipeline))) ?? [],
+      ),
     lane: async (given) => await lane(config, context, targets, given),
     advance: async (counters, given) =>
       await control.use(given, async (client) => {
@@ -118,16 +124,6 @@ async function inTransaction(client: Client, work: () => Promise<void>): Promise
     await client.query('commit')
   } catch (error) {
     await client.query('rollback').catch(() => {})
-    throw error
-  }
-}
-
-async function orNone<T>(read: () => Promise<readonly T[]>): Promise<readonly T[]> {
-  try {
-    return await read()
-  } catch (error) {
-    const state = sqlState(error)
-    if (state === '42P01' || state === '3F000') return []
     throw error
   }
 }

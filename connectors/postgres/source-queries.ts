@@ -171,7 +171,7 @@ export type PublishedRow = {
   /** r, or p of a partitioned table. */
   readonly kind: string
   readonly relfilenode: number
-  /** Replica identity, with the columns of the index it rests on. */
+  /** Replica identity, with the columns of the index it rests on, or of the primary key where it rests on none. */
   readonly identity: string
   /** By the publication: a row filter or a list of columns. */
   readonly filtered: boolean
@@ -186,7 +186,7 @@ const published = `
   select c.oid::int8 as oid, r.oid::int8 as entry, n.nspname as schema, c.relname as name, c.relkind as kind, c.relfilenode::int8 as relfilenode,
          c.relreplident::text || ' ' || coalesce(
            (select min(case when i.indimmediate then array_to_string((i.indkey::int2[])[0:i.indnkeyatts - 1], ' ') else 'deferrable' end) from pg_index i where i.indrelid = c.oid
-             and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident else false end), '') as identity,
+             and case c.relreplident when 'i' then i.indisreplident else i.indisprimary end), '') as identity,
          coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') is not null as filtered,
          coalesce((select json_agg(json_build_array(a.attnum, a.attname, a.atttypid::int8, a.atttypmod,
                                                     format_type(a.atttypid, a.atttypmod)) order by a.attnum)
@@ -326,8 +326,8 @@ export async function selectRoots(
   return rows
 }
 
-/** Not transactional: at its place in the log at once. */
-/** A message outside of transactions carries no time: the server's own, in ms since 1970, stands before its content. */
+/** Outside of transactions, at its place in the log at once. Such a message carries no time: the server's own, in ms since 1970, stands before its
+ *  content. */
 export async function emitMessage(client: pg.ClientBase, prefix: string, content: Uint8Array): Promise<void> {
   const stamp = `convert_to((extract(epoch from clock_timestamp()) * 1000)::bigint || ' ', 'UTF8')`
   await client.query(`select pg_logical_emit_message(false, $1, ${stamp} || $2::bytea)`, [prefix, Buffer.from(content)])

@@ -4,7 +4,7 @@ import type { StateStore } from '../../src/coordinate/state-store.ts'
 import { Failure } from '../../src/errors.ts'
 import { address, connect, type PostgresConfig } from './config.ts'
 import { controlConnection } from './control.ts'
-import { sqlState } from './errors.ts'
+import { orNone, sqlState } from './errors.ts'
 import { failpoint } from '../../src/failpoint.ts'
 import { ident } from './queries.ts'
 import {
@@ -86,14 +86,4 @@ function refused(error: unknown, config: PostgresConfig): never {
     next: `GRANT CREATE ON DATABASE ${ident(config.database)} TO ${ident(config.user)}; -- or, where the schema is there: GRANT ALL ON SCHEMA crossfade TO ${ident(config.user)};`,
     cause: error,
   })
-}
-
-async function orNone<T>(read: () => Promise<T>): Promise<T | undefined> {
-  try {
-    return await read()
-  } catch (error) {
-    const state = sqlState(error)
-    if (state === '42P01' || state === '3F000') return undefined
-    throw error
-  }
 }

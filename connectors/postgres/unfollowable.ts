@@ -1,5 +1,5 @@
 import { tableName } from '../../src/model.ts'
-import { byNumber, isSame, sentColumns, unknown } from './shape.ts'
+import { byNumber, isSentAs, sentColumns, unknown } from './shape.ts'
 import type { Shape, ShapeColumn } from './source-queries.ts'
 import { isRetyped, isWidened, renames } from './changes-between.ts'
 
@@ -7,7 +7,8 @@ import { isRetyped, isWidened, renames } from './changes-between.ts'
 export function unfollowable(before: Shape, now: Shape, key: readonly number[]): string | undefined {
   if (now.schema !== before.schema || now.name !== before.name) return `it is called ${tableName(now)} now`
   if (now.kind === 'p') return membership(before, now)
-  if (now.identity !== before.identity) return 'its replica identity or key changed'
+  if (now.identity !== before.identity && !(key.length === 0 && isWhole(before) && isWhole(now)))
+    return 'its replica identity or key changed'
   const other = lookalike(before, now) ?? exchanged(before, now)
   if (other !== undefined) return other
   const rewritten = now.relfilenode !== before.relfilenode
@@ -37,7 +38,7 @@ function lookalike(before: Shape, now: Shape): string | undefined {
   if (former.length !== columns.length) return undefined
   const alike = columns.every(({ name, type, typmod }, i) => {
     const old = former[i]
-    return old !== undefined && isSame(old, { name, typeOid: type, typmod, key: false })
+    return old !== undefined && isSentAs(old, { name, typeOid: type, typmod, key: false })
   })
   const other = columns.find(({ number }, i) => number !== former[i]?.number)
   return alike && other ? `column ${other.name} is another one now: dropped, and added again` : undefined
@@ -56,6 +57,11 @@ function exchanged(before: Shape, now: Shape): string | undefined {
 /** A reason for a column's definition to be touched that changes no value: the rest is a rewrite of the values in place. */
 function isExplained(old: ShapeColumn, now: ShapeColumn): boolean {
   return isRetyped(old, now) || old.name !== now.name || old.notNull !== now.notNull || old.missing !== now.missing
+}
+
+/** Old rows come whole: those of a table that began without a key need none. */
+function isWhole({ identity }: Shape): boolean {
+  return identity.startsWith('f')
 }
 
 function membership(before: Shape, now: Shape): string | undefined {

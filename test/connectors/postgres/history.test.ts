@@ -66,3 +66,31 @@ test('a look that fails is taken again, and so is the record of what it showed',
     await sleep(20)
   }
 })
+
+test('of two looks at a table the later one is recorded, and a record that fails keeps nobody from looking', async () => {
+  const first = look(1)
+  let looks = 0
+  const kept: number[] = []
+  const failing = 5
+  const history = tableHistory({
+    versions: first.tables.map((shape) => ({ oid, from: { position: origin, seq: 0 }, schema, shape, changes: [] })),
+    left: [],
+    after: origin,
+    looked: first,
+    digest: async () => `${looks}`,
+    look: async () => look(2, { relfilenode: ++looks + 1 }),
+    keep: async (shapes) => {
+      if (looks < failing) throw new Error('nobody answers')
+      kept.push(...shapes.map(({ relfilenode }) => relfilenode))
+    },
+    typeName: async () => '',
+    record: async () => [],
+  })
+  const deadline = performance.now() + 30_000
+  for (let place = 3n; kept.length === 0; place++) {
+    assert.ok(performance.now() < deadline, `${looks} looks`)
+    history.passing(positionOf(place))
+    await sleep(20)
+  }
+  assert.deepEqual(kept, [failing + 1])
+})

@@ -88,3 +88,76 @@ suite('a column dropped and added again under its name while tables are taken in
     }
   })
 })
+
+suite('a key that is another one when the tables are recorded than when they were read', needs('pg'), () => {
+  const rekey = 'alter table a drop constraint a_pkey, add primary key (n)'
+  const changes: readonly (readonly [string, string])[] = [
+    ['select', rekey],
+    ['alter table a replica identity full', rekey],
+    ['select', 'alter table a replica identity full'],
+    [
+      'create unique index i on a (n); alter table a replica identity using index i',
+      'alter table a replica identity default',
+    ],
+    ['select', 'alter table a drop constraint a_pkey'],
+    ['alter table a drop constraint a_pkey; alter table a replica identity full', 'alter table a add primary key (id)'],
+  ]
+  for (const [given, change] of changes) {
+    test(`H26: ends the start, and the next one begins: ${given}; then ${change}`, async () => {
+      await using bed = await pgSourceBed(
+        await (await postgres(18)).database('retain'),
+        `create table a (id int primary key, n int not null); create table b (id int primary key); ${given}`,
+      )
+      await using source = await bed.open()
+      const tables = await bed.tables(source)
+      const b = tables.filter(({ table }) => table.name === 'b')
+      await bed.client.query(change)
+      const unsteady = { code: 'TABLE_CHANGED', message: /key|identity/ }
+      await assert.rejects(source.retain(tables, never), unsteady)
+      await (await source.retain(b, never))?.[Symbol.asyncDispose]()
+      await assert.rejects(source.retain(tables, never), unsteady, 'where it is added')
+      assert.equal(await source.retain(await bed.tables(source), never), undefined)
+    })
+  }
+
+  test('H26: ends the start from a slot made by hand', async () => {
+    await using bed = await pgSourceBed(
+      await (await postgres(18)).database('retain'),
+      'create table a (id int primary key, n int not null)',
+    )
+    await using source = await bed.open()
+    const tables = await bed.tables(source)
+    await bed.client.query(rekey)
+    await bed.client.query(`create publication ${bed.name} for table only a`)
+    const { rows } = await bed.client.query<{ lsn: string }>(
+      `select lsn from pg_create_logical_replication_slot('${bed.name}', 'pgoutput')`,
+    )
+    const startAt = rows[0]?.lsn ?? ''
+    await assert.rejects(source.adopt?.(tables, startAt, never) ?? Promise.resolve(), { code: 'TABLE_CHANGED' })
+    await source.adopt?.(await bed.tables(source), startAt, never)
+  })
+})
+
+suite('a primary key that is changed behind the record, where whole old rows are sent', needs('pg'), () => {
+  const full = async (key: string): Promise<PgSourceBed> =>
+    await pgSourceBed(
+      await (await postgres(18)).database('retain'),
+      `create table a (id int not null, n int not null ${key}); alter table a replica identity full`,
+    )
+
+  test('H26: ends with TABLE_CHANGED: rows would be told apart by what tells them apart no more', async () => {
+    await using bed = await full(', primary key (id)')
+    await using source = await bed.open()
+    await bed.retain(source)
+    await bed.client.query('alter table a drop constraint a_pkey, add primary key (id, n)')
+    await assert.rejects(source.health(never), { code: 'TABLE_CHANGED', message: /replica identity or key changed/ })
+  })
+
+  test('H26: of a table that began without one, it changes nothing', async () => {
+    await using bed = await full('')
+    await using source = await bed.open()
+    await bed.retain(source)
+    await bed.client.query('alter table a add primary key (id)')
+    await source.health(never)
+  })
+})
