@@ -70,8 +70,7 @@ type Piece = {
 
 /**
  * Takes the next `bytes` of the log from the slot, within `limitMs`. No output plugin that comes with the server leaves rows out. So a transaction of more
- * than 64 kB is taken as a stream of changes that are only counted, in some 80 bytes each: without it the server would write all of it to disk twice, as
- * changes and as text.
+ * than 64 kB is taken as a stream of changes that are only counted, in some 80 bytes each: without it the server would write all of it out as text.
  */
 export async function takeCommits(
   client: pg.ClientBase,
