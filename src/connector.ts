@@ -136,8 +136,9 @@ export interface Sink extends AsyncDisposable {
   /** Holds, moves on or releases the partitions of these tables, all or none, and creates missing checkpoints. Once it resolves no lane commits past
    *  a hold and no chunk of another snapshot. Refused if a higher epoch wrote one. `start`: where missing checkpoints begin, if not before everything. */
   setCopies(copies: readonly TableCopy[], epoch: Epoch, signal: AbortSignal, start?: Start): Promise<void>
-  /** Forgets a table's copy, chunks and checkpoints; its rows stay as they are. No truncate touches it, and no barrier waits for it, any more. */
-  leave(table: TableId, signal: AbortSignal): Promise<void>
+  /** Forgets these tables' copies, chunks and checkpoints, all or none; their rows stay as they are. No truncate touches them, and no barrier waits for
+   *  them, any more. Refused as `setCopies` is. */
+  leave(tables: readonly TableId[], epoch: Epoch, signal: AbortSignal): Promise<void>
   copies(signal: AbortSignal): Promise<readonly CopyState[]>
   checkpoints(signal: AbortSignal): Promise<readonly Checkpoint[]>
   lane(signal: AbortSignal): Promise<Lane>

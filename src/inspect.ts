@@ -44,7 +44,7 @@ export async function checkPipeline(
   let types: readonly TypeParts[] | undefined
   let identity: string | undefined
   let changing: ReadonlySet<string> | undefined
-  const begun = await begunOrUnknown(parts, signal)
+  const { begun, known } = await whatBegun(parts, signal)
   await ask('source', async () => {
     await using store = begun ? await parts.store(signal) : memoryStore()
     await using source = await parts.source(store, signal)
@@ -64,7 +64,9 @@ export async function checkPipeline(
   await ask('target', async () => {
     await using sink = await parts.sink(signal)
     const about = { changing, types }
-    const found = await checkTarget(sink, tables, config.mode, identity, signal, about)
+    // What a start that came to nothing noted at the target counts for nothing.
+    const copies = known && begun === undefined ? [] : await sink.copies(signal)
+    const found = await checkTarget(sink, tables, config.mode, copies, identity, signal, about)
     if (begun === undefined) return found
     await using store = await parts.store(signal)
     return [...found, ...(await checkBegun(config, begun, { store, sink }, tables, signal))]
@@ -84,13 +86,16 @@ export async function checkPipeline(
   return findings
 }
 
-/** Undefined also where nobody can say: that its store does not answer is told with the target. */
-async function begunOrUnknown(parts: Parts, signal: AbortSignal): Promise<Begun | undefined> {
+/** Not `known` where nobody can say: that its store does not answer is told with the target. */
+async function whatBegun(
+  parts: Parts,
+  signal: AbortSignal,
+): Promise<{ readonly begun: Begun | undefined; readonly known: boolean }> {
   try {
     await using store = await parts.store(signal)
-    return await readBegun(store, signal)
+    return { begun: await readBegun(store, signal), known: true }
   } catch {
-    return undefined
+    return { begun: undefined, known: false }
   }
 }
 

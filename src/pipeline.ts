@@ -162,7 +162,7 @@ async function standBy(
 }
 
 async function runUnder(common: Common, { stop, signal, watch }: Controls, onBegin: () => void): Promise<Ended> {
-  const { parts, store, board } = common
+  const { parts, store, board, epoch } = common
   const { config, log } = parts
   const tasks = taskGroup(log, {
     stop,
@@ -174,7 +174,11 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
   await using changeLog = await parts.changeLog(beginning)
   await using source = await parts.source(store, beginning)
   await using sink = await parts.sink(beginning)
-  const { tables, snapshot, start } = await setUp(parts, { source, sink, store, changeLog }, beginning)
+  const { tables, snapshot, start } = await setUp(
+    parts,
+    { source, sink, store, changeLog },
+    { epoch, signal: beginning },
+  )
   onBegin()
   board.plan(tables)
   const partitions = tables.flatMap(({ route }) => partitionsOf(route))

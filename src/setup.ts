@@ -5,6 +5,7 @@ import { controlTopic, schemasTopic } from './change-log/topics.ts'
 import type { ChangeLog, Topic } from './change-log/change-log.ts'
 import type { Finding, Sink, Snapshot, Source } from './connector.ts'
 import type { PipelineConfig } from './config/pipeline-config.ts'
+import type { Lease } from './coordinate/lease.ts'
 import { putAlone, type StateStore } from './coordinate/state-store.ts'
 import { asFailure, Failure } from './errors.ts'
 import { failpoint } from './failpoint.ts'
@@ -12,6 +13,7 @@ import {
   origin,
   tableName,
   type AboutSource,
+  type CopyState,
   type Position,
   type TableId,
   type TableSchema,
@@ -34,7 +36,7 @@ type SchemaStyle = 'dump' | 'tables' | 'none'
 export async function setUp(
   parts: Parts,
   { source, sink, store, changeLog }: { source: Source; sink: Sink; store: StateStore; changeLog: ChangeLog },
-  signal: AbortSignal,
+  { epoch, signal }: Pick<Lease, 'epoch' | 'signal'>,
 ): Promise<Setup> {
   const { config, filter } = parts
   // What was decided for a start that came to nothing is decided anew: its cause is what the operator has changed since.
@@ -55,7 +57,7 @@ export async function setUp(
     ...logFindings,
     ...(begun
       ? await checkBegun(config, record, { store, sink }, found, signal)
-      : await checkTarget(sink, found, config.mode, identity, signal, about)),
+      : await checkTarget(sink, found, config.mode, [], identity, signal, about)),
   ])
   if (found.length === 0) {
     throw new Failure('TABLE_MISSING', {
@@ -64,9 +66,11 @@ export async function setUp(
       needed: 'at least one table',
     })
   }
-  if (begun) await leaveTables(parts, sink, store, found, signal)
+  if (begun) await leaveTables(parts, sink, store, found, { epoch, signal })
   const reader = await source.reader('now', signal)
-  const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
+  const noted = await sink.copies(signal)
+  // Nothing was copied, or followed, before it has begun.
+  const copies = new Map((begun ? noted : []).map((copy) => [tableName(copy.table), copy]))
   const versions = (await source.versions?.(signal)) ?? []
   const followed = new Set(
     versions.map(({ table }) => tableName(table)).filter((name) => copies.get(name)?.live === true),
@@ -103,10 +107,14 @@ export async function setUp(
     const copies = held.map(({ schema, route }) => {
       return { table: schema.table, partitions: partitionsOf(route), snapshot: origin, live: !copying }
     })
-    await sink.setCopies(copies, 0, signal, start)
+    await sink.setCopies(copies, epoch, signal, start)
     failpoint('setup.after-hold')
   }
-  if (!begun && open.length > 0) await hold(open)
+  if (!begun) {
+    const former = noted.map(({ table }) => table)
+    if (former.length > 0) await sink.leave(former, epoch, signal)
+    await hold(open)
+  }
   const { snapshot, start } = await keepChanges(source, schemas, startAt, signal)
   failpoint('setup.between-retain-and-begun')
   if (!begun) await writeBegun(store, { tables: all.length, startAt }, signal)
@@ -114,12 +122,12 @@ export async function setUp(
   if (added.length > 0) {
     // No capture and no lane runs yet, so that nothing of them is applied, and what their topics hold is of a time before.
     const { position } = await source.health(signal)
-    const { epoch } = await readTail(changeLog, config.name, signal)
+    const tail = await readTail(changeLog, config.name, signal)
     const ends = await changeLog.ends(
       added.flatMap(({ route }) => partitionsOf(route)),
       signal,
     )
-    await hold(added, { ends, position, epoch })
+    await hold(added, { ends, position, epoch: tail.epoch })
   }
   if (copying) return { tables: all, snapshot, start }
   await snapshot?.[Symbol.asyncDispose]()
@@ -145,12 +153,12 @@ async function leaveTables(
   sink: Sink,
   store: StateStore,
   found: readonly TableSchema[],
-  signal: AbortSignal,
+  { epoch, signal }: Pick<Lease, 'epoch' | 'signal'>,
 ): Promise<void> {
   const names = new Set(found.map(({ table }) => tableName(table)))
   // A part of another table may be named by that one alone, which only the source knows.
   const stays = (table: TableId): boolean => names.has(tableName(table)) || parts.filter(table)
-  const gone = await leaveOut(store, stays, async (table) => await sink.leave(table, signal), signal)
+  const gone = await leaveOut(store, stays, async (table) => await sink.leave([table], epoch, signal), signal)
   if (gone.length === 0) return
   const facts = {
     tables: gone.map(({ schema }) => tableName(schema.table)),
@@ -170,12 +178,13 @@ const sameDatabase: Finding = {
   remedy: 'Correct the address of the target',
 }
 
-/** The preflight of a target, which is not the `source` of this identity; what no copy has begun to fill must be empty, unless the data are there
- *  already. */
+/** The preflight of a target, which is not the `source` of this identity; what none of these `copies` has begun to fill must be empty, unless the data
+ *  are there already. */
 export async function checkTarget(
   sink: Sink,
   tables: readonly TableSchema[],
   mode: PipelineConfig['mode'],
+  copies: readonly CopyState[],
   source: string | undefined,
   signal: AbortSignal,
   about?: AboutSource,
@@ -185,9 +194,9 @@ export async function checkTarget(
   if (mode === 'incremental' || sink.occupied === undefined || findings.some(({ level }) => level === 'blocker')) {
     return findings
   }
-  const copies = new Map((await sink.copies(signal)).map((copy) => [tableName(copy.table), copy]))
+  const byName = new Map(copies.map((copy) => [tableName(copy.table), copy]))
   const unfilled = tables.filter(({ table }) => {
-    const copy = copies.get(tableName(table))
+    const copy = byName.get(tableName(table))
     return copy === undefined || (!copy.live && copy.done.length === 0)
   })
   return [...findings, ...(await sink.occupied(unfilled, signal))]

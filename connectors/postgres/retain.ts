@@ -86,16 +86,22 @@ export async function retainFirst(
   const before = await objects.shapes(signal)
   const wanted = { config, pipeline, slot: name, temporary: false, serverVersion }
   const made = openSlot(control, { ...wanted, limitMs: place.snapshotLimitMs }, signal)
+  // The next attempt drops what is left.
+  const undo = async (): Promise<void> => {
+    if (!given) await dropPublication(control, name).catch(() => {})
+  }
   const { system, consistentPoint, snapshot } = await made.catch(async (error: unknown) => {
-    if (!given) await dropPublication(control, name).catch(() => {}) // the next attempt drops what is left
+    await undo()
     throw error
   })
+  let recording = false
   try {
     const row = await objects.published(signal)
     const looked = await objects.shapes(signal)
     demandSame(before.tables, looked.tables)
     const versions = firstVersions([], tables, looked.tables)
     failpoint('retain.between-snapshot-and-record')
+    recording = true
     await record(
       {
         ...system,
@@ -111,6 +117,11 @@ export async function retainFirst(
     return snapshot
   } catch (error) {
     await snapshot[Symbol.asyncDispose]()
+    // What may be recorded is found by the next start; where we were told to end, a successor may have made its own by now.
+    if (!recording && !signal.aborted) {
+      await dropSlot(control, name).catch(() => {})
+      await undo()
+    }
     throw error
   }
 }

@@ -137,23 +137,6 @@ export async function insertCheckpoints(
   )
 }
 
-/** A table's copy, chunks and checkpoints. */
-export async function deleteCopy(client: ClientBase, pipeline: string, table: TableId): Promise<void> {
-  const id = [pipeline, table.schema, table.name]
-  const { rows } = await client.query<{ partitions: readonly TopicPartition[] }>(
-    'delete from crossfade.copy where pipeline = $1 and table_schema = $2 and table_name = $3 returning partitions',
-    id,
-  )
-  await client.query('delete from crossfade.chunk where pipeline = $1 and table_schema = $2 and table_name = $3', id)
-  const partitions = rows.flatMap((row) => row.partitions)
-  await selectPartitions(client, pipeline, partitions, true)
-  await client.query(
-    `delete from crossfade.checkpoint
-      where pipeline = $1 and (topic, part) in (select t, p from unnest($2::text[], $3::int[]) u (t, p))`,
-    [pipeline, ...split(partitions)],
-  )
-}
-
 /** Of these tables those that have a copy: what is left out is none of ours. */
 export async function selectOwn(
   client: ClientBase,

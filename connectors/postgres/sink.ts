@@ -1,11 +1,12 @@
 import type { Client } from 'pg'
 import type { Context, Sink } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
-import { tableName, type Checkpoint, type Epoch, type TableCopy, type Start } from '../../src/model.ts'
+import { tableName, type Checkpoint, type Epoch, type TableCopy, type TableId, type Start } from '../../src/model.ts'
 import { checkOccupied, checkTarget } from './check-target.ts'
 import { close, connect, type PostgresConfig } from './config.ts'
 import { controlConnection } from './control.ts'
 import { applyDdl } from './ddl.ts'
+import { deleteCopies } from './delete-copies.ts'
 import { mapError, orNone } from './errors.ts'
 import { failpoint } from '../../src/failpoint.ts'
 import { lookLimitMs, namingLockers } from './lockers.ts'
@@ -14,7 +15,6 @@ import { prepareSession, session, targetTables, type Targets } from './lane-sess
 import { selectIdentity } from './queries.ts'
 import { openReader } from './reader.ts'
 import {
-  deleteCopy,
   insertCheckpoints,
   migrate,
   selectCheckpoints,
@@ -51,11 +51,10 @@ export async function openSink(config: PostgresConfig, context: Context, signal:
     },
     setCopies: async (copies, epoch, given, start) =>
       await control.use(given, async (client) => await setCopies(client, pipeline, copies, epoch, start)),
-    leave: async (table, given) =>
-      await control.use(
-        given,
-        async (client) => await inTransaction(client, async () => await deleteCopy(client, pipeline, table)),
-      ),
+    leave: async (tables, epoch, given) =>
+      await control.use(given, async (client) => {
+        await inTransaction(client, async () => refuse(await deleteCopies(client, pipeline, tables, epoch), epoch))
+      }),
     copies: async (given) =>
       await control.use(
         given,
@@ -103,17 +102,24 @@ async function setCopies(
   await terminateLoads(client, pipeline, epoch)
   await inTransaction(client, async () => {
     const written = new Set((await upsertCopies(client, pipeline, copies, epoch)).map(tableName))
-    const refused = copies.map(({ table }) => tableName(table)).filter((name) => !written.has(name))
-    if (refused.length > 0)
-      throw new Failure('FENCED', {
-        object: refused.slice(0, 5).join(', '),
-        observed: `a later epoch than ${epoch} wrote its copy`,
-      })
+    const tables = copies.map(({ table }) => table)
+    refuse(
+      tables.filter((table) => !written.has(tableName(table))),
+      epoch,
+    )
     const partitions = copies.flatMap((copy) => copy.partitions)
     await insertCheckpoints(client, pipeline, partitions, start)
     // Changes after the snapshot find the rows they change; those up to it may not, for their rows may come with the copy, or be gone.
     await updateHolds(client, pipeline, copies)
     failpoint('hold.before-commit')
+  })
+}
+
+function refuse(tables: readonly TableId[], epoch: Epoch): void {
+  if (tables.length === 0) return
+  throw new Failure('FENCED', {
+    object: tables.slice(0, 5).map(tableName).join(', '),
+    observed: `a later epoch than ${epoch} wrote its copy`,
   })
 }
 

@@ -401,7 +401,11 @@ export function sinkConformance(
     it('leaves a table out: nothing waits for it or touches it, and taken in again it begins where it is told', async () => {
       await using target = await ready()
       const { sink } = target
-      for (const { table } of tables) await sink.leave(table, never)
+      await sink.leave(
+        tables.map(({ table }) => table),
+        1,
+        never,
+      )
       const copies = [items, notes].map(({ table }, i) => {
         return { table, partitions: [i === 0 ? one : two], snapshot: position(0), live: true }
       })
@@ -413,8 +417,9 @@ export function sinkConformance(
       await first.apply(batch([group(items, 'upsert', [['1', 'a', null, null]])]), [step], never)
       const note = { op: 'insert', schema: notes, next: ['1', 'stays'] } as const
       await second.apply(inOrder([note]), [advance(b)], never)
-      await sink.leave(notes.table, never)
-      await sink.leave(notes.table, never)
+      await fails(sink.leave([items.table, notes.table], 0, never), 'FENCED')
+      await sink.leave([notes.table], 1, never)
+      await sink.leave([notes.table], 1, never)
       assert.deepEqual(
         (await sink.copies(never)).map(({ table }) => table),
         [items.table],

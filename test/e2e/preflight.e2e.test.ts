@@ -9,11 +9,13 @@ import {
   assertCompletes,
   assertRefusal,
   blocker,
+  configure,
   createThings,
   follow,
   leftAtSource,
   scene,
   secret,
+  untilEqual,
   type Scene,
 } from '../support/scene.ts'
 import { needs } from '../support/servers.ts'
@@ -197,6 +199,42 @@ describe('a start that cannot succeed', { ...needs('pg'), concurrency: 3 }, () =
     await sql(pipeline.source, 'drop table other; alter table thing add column price numeric default 1')
     await sql(pipeline.target, 'drop table other; alter table thing add column price numeric')
     await assertCompletes(pipeline)
+  })
+
+  it('takes nothing for copied because a start in mode incremental came to nothing', async () => {
+    await using pipeline = await prepared({ mode: 'incremental' })
+    for (const url of [pipeline.source, pipeline.target])
+      await sql(
+        url,
+        `create table other (id int primary key, name text); insert into other values (1, '${url.length}')`,
+      )
+    await createThings(pipeline.target, 10)
+    const slot = `crossfade_${pipeline.name}`
+    await sql(pipeline.source, `select pg_create_logical_replication_slot('${slot}', 'pgoutput')`)
+    assertRefusal(await pipeline.refused(), 'SLOT_IN_USE', 1)
+    await sql(pipeline.source, `select pg_drop_replication_slot('${slot}')`)
+    const noted = 'select table_name as name, live from crossfade.copy order by 1'
+    assert.deepEqual(await sql(pipeline.target, noted), [
+      { name: 'other', live: true },
+      { name: 'thing', live: true },
+    ])
+    await configure(pipeline, { include: ['public.*'], exclude: ['public.other'] })
+    const check = await pipeline.command(['check'])
+    assert.match(check.stdout, /public\.thing holds rows already/)
+    assert.equal(check.code, 1)
+    await follow(pipeline.target, blocker(await pipeline.refused(), 'target.empty'))
+    const worker = pipeline.run()
+    await untilEqual(pipeline, worker)
+    assert.equal((await worker.stop()).code, 0)
+    assert.deepEqual(
+      (await sql(pipeline.target, noted)).map(({ name }) => name),
+      ['thing'],
+    )
+    await configure(pipeline, { include: ['public.*'] })
+    await follow(pipeline.target, blocker(await pipeline.refused(), 'target.empty'))
+    const both = pipeline.run()
+    await untilEqual(pipeline, both, 80, ['thing', 'other'])
+    assert.equal((await both.stop()).code, 0)
   })
 
   it('does not take the log of an earlier pipeline for its own', async () => {

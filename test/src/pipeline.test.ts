@@ -312,6 +312,50 @@ test('every partition is held before the source begins to keep changes', async (
   )
 })
 
+for (const mode of ['incremental', 'hybrid'] as const)
+  for (const step of ['retain', 'retained'] as const)
+    test(`what a first ${mode} start noted before it failed (${step}) counts for nothing in later ones, wherever they die`, async () => {
+      const { run, hooks, sink, equal } = world()
+      const dies = async (of: Mode): Promise<void> => {
+        await assert.rejects(run(of).ended, (error) => asFailure(error).code === 'SERVER_UNREACHABLE')
+      }
+      hooks[step] = () => {
+        throw unreachable()
+      }
+      await dies(mode)
+      delete hooks[step]
+      for (const call of ['leave', 'setCopies'] as const)
+        for (const kind of ['reject', 'failAfterWrite'] as const) {
+          sink.inject(call, { kind })
+          await dies(mode)
+        }
+      const without = run('hybrid', ['*.orders'])
+      await without.phase('streaming')
+      const signal = AbortSignal.timeout(1000)
+      const copies = await sink.copies(signal)
+      assert.deepEqual(copies.map(({ table }) => tableName(table)).includes(tableName(orders.table)), false)
+      assert.ok((await sink.checkpoints(signal)).every(({ topic }) => topic !== 'shop.public.orders'))
+      await without.stop()
+      const all = run('hybrid')
+      await all.phase('streaming')
+      await equal()
+      await all.stop()
+    })
+
+for (const mode of ['hybrid', 'full'] as const)
+  test(`a first incremental start that failed is no reason to copy nothing in mode ${mode}`, async () => {
+    const { run, hooks, equal } = world()
+    hooks.retain = () => {
+      throw unreachable()
+    }
+    await assert.rejects(run('incremental').ended, (error) => asFailure(error).code === 'SERVER_UNREACHABLE')
+    delete hooks.retain
+    const next = run(mode)
+    await next.phase(mode === 'full' ? 'complete' : 'streaming')
+    await equal()
+    await next.stop()
+  })
+
 test('lag is told once it is proved, and unknown while tables are copied', async () => {
   const { run, equal } = world()
   const { phase, stop, statuses } = run('hybrid')

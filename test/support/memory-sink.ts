@@ -377,11 +377,14 @@ export function memorySink(): MemorySink {
     async prepare(schemas) {
       for (const schema of schemas) tableOf(schema)
     },
-    leave: async (table, signal) =>
+    leave: async (all, epoch, signal) =>
       await faulty('leave', signal, () => {
-        const copy = copies.get(tableName(table))
-        for (const at of copy?.partitions ?? []) checkpoints.delete(partitionName(at))
-        copies.delete(tableName(table))
+        const fenced = all.find((table) => (copies.get(tableName(table))?.epoch ?? 0) > epoch)
+        if (fenced) throw new Failure('FENCED', { object: tableName(fenced) })
+        for (const name of all.map(tableName)) {
+          for (const at of copies.get(name)?.partitions ?? []) checkpoints.delete(partitionName(at))
+          copies.delete(name)
+        }
       }),
     setCopies: async (all, epoch, signal, start) =>
       await faulty('setCopies', signal, () => {

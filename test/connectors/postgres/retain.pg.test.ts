@@ -52,6 +52,9 @@ suite('a column dropped and added again under its name while tables are taken in
     try {
       await assert.rejects(retention.retain(tables, never), { code: 'TABLE_CHANGED' })
       assert.ok(done)
+      const left = `select slot_name from pg_replication_slots where slot_name = $1
+                    union all select pubname from pg_publication where pubname = $1`
+      assert.deepEqual((await bed.client.query(left, [bed.name])).rows, [])
       const snapshot = await retention.retain(tables, never)
       assert.ok(snapshot)
       await snapshot[Symbol.asyncDispose]()
