@@ -371,6 +371,14 @@ async function untilRow(client: pg.Client, query: string): Promise<pg.QueryResul
   throw new Error(`no row: ${query}`)
 }
 
+/** A commit that waits for a standby: until the server's checkpointer knows the new setting too, none does. */
+async function stall(client: pg.Client): Promise<{ readonly id: string; readonly stalled: Promise<unknown> }> {
+  for (let n = 1; ; n++) {
+    const stalled = client.query(`insert into a values (${n}, 'x')`)
+    if ((await Promise.race([stalled, sleep(1000, 'waits')])) === 'waits') return { id: String(n), stalled }
+  }
+}
+
 suite('a server of its own', needs('pg'), () => {
   test('a commit that waits for a standby is streamed before it is visible', async () => {
     await using server = await startPostgres()
@@ -384,8 +392,9 @@ suite('a server of its own', needs('pg'), () => {
     await admin.query('select pg_reload_conf()')
     const writer = await other(bed)
     await untilRow(writer, waitsForNobody)
-    const stalled = writer.query("insert into a values (1, 'x')")
-    const [change] = await readUntil(stream, (all) => all.length > 0)
+    const { id, stalled } = await stall(writer)
+    const all = await readUntil(stream, (all) => all.some((one) => one.kind === 'change' && one.new[0] === id))
+    const change = all.at(-1)
     assert.ok(change?.kind === 'change')
     const seen = source.visible(change.position as Position, never).then(() => 'visible' as const)
     assert.equal(await Promise.race([seen, sleep(500)]), undefined)
@@ -406,7 +415,7 @@ suite('a server of its own', needs('pg'), () => {
     await bed.client.query("alter system set synchronous_standby_names = 'nobody'")
     await bed.client.query('select pg_reload_conf()')
     await untilRow(bed.client, waitsForNobody)
-    const stalled = bed.client.query("insert into a values (1, 'x')")
+    const { stalled } = await stall(bed.client)
     const client = await other(bed)
     await untilRow(client, `select from pg_stat_activity where wait_event = 'SyncRep'`)
     const emitted = source.emit(heartbeatPrefix, Buffer.from('beat'), never).then(() => 'emitted' as const)
