@@ -79,6 +79,8 @@ export interface ChangeStream extends AsyncIterable<SourceEvent>, AsyncDisposabl
   readonly waiting: boolean
   /** Everything up to `position` may be forgotten. Called only once it is durable in the log. */
   ack(position: Position): void
+  /** Called before the first pull. SOURCE_DIVERGED unless the log it reads holds what was sent from `published`. Absent: no place ever comes again. */
+  demandHeld?(published: Position): Promise<void>
 }
 export type Ddl = { readonly dialect: string; readonly content: Uint8Array; readonly notCopied: readonly string[] }
 /** Changes come from here. Nothing retries inside: after a rejection the core disposes of it and opens a new one. */

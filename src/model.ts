@@ -49,11 +49,12 @@ export type TableCopy = {
   readonly live: boolean
   readonly rows?: number
 }
-/** `position` is applied once every checkpoint has reached its offset in `ends`. */
+/** `position` is applied once every checkpoint has reached its offset in `ends`. `published`: no later place stands before `ends` (H11). */
 export type Watermark = {
   readonly kind: 'watermark'
   readonly epoch: Epoch
   readonly position: Position
+  readonly published: Position
   readonly committedAt: number
   readonly full: boolean
   readonly ends: readonly Offset[]

@@ -7,6 +7,7 @@ import { demandKnown } from './apply/known-log.ts'
 import type { SchemaReader } from './avro/schema-ids.ts'
 import { capture, demandEnds, readTail } from './capture/capture.ts'
 import { followWatermarks } from './capture/follow.ts'
+import { placeOf } from './capture/published.ts'
 import { createPublisher } from './capture/publisher.ts'
 import type { ChangeLog } from './change-log/change-log.ts'
 import { heartbeatPrefix, type Sink, type Snapshot, type Source } from './connector.ts'
@@ -94,8 +95,8 @@ export async function captureTask(run: Run, signal: AbortSignal): Promise<void> 
     compress: parts.config.log.type === 'kafka',
     onTruncate: (emptied, position) => emptied.forEach((table) => run.truncated.set(tableName(table), position)),
   })
-  const after = tail.watermark?.position ?? run.start
-  await capture(source, changeLog, publisher, after, { signal }, halt)
+  const place = placeOf(tail, run.start, partitions, applied)
+  await capture(source, changeLog, publisher, place, { signal }, halt)
 }
 
 /** Hears what the control topic proves. */

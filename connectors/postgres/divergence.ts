@@ -5,13 +5,14 @@ import { lsnOf, parseLsn, printLsn } from './position.ts'
 import type { Retained } from './retained.ts'
 import { identifySystem, timelineHistory } from './source-queries.ts'
 
-/** H11: the log that positions count in must be the one that was recorded, or follow from it behind `after`. Resolves to its timeline. */
-export async function followTimeline(client: pg.Client, made: Retained, after: Position): Promise<number> {
+/** The timeline of a source's log, and where it left the one that was recorded, if it is another. */
+export type Line = { readonly timeline: number; readonly left?: bigint }
+
+/** H11: the log that positions count in must be the one that was recorded, or follow from it behind `after`. */
+export async function readLine(client: pg.Client, made: Retained, after: Position): Promise<Line> {
   const system = await identifySystem(client)
-  const diverged = (observed: string, needed: string): Failure =>
-    new Failure('SOURCE_DIVERGED', { object: 'source', observed, needed })
   if (system.systemId !== made.systemId) throw diverged(`system ${system.systemId}`, `system ${made.systemId}`)
-  if (system.timeline === made.timeline) return made.timeline
+  if (system.timeline === made.timeline) return { timeline: made.timeline }
   const line = `timeline ${system.timeline}`
   if (system.timeline < made.timeline) throw diverged(line, `timeline ${made.timeline} or its successors`)
   const history = await timelineHistory(client, system.timeline)
@@ -21,10 +22,24 @@ export async function followTimeline(client: pg.Client, made: Retained, after: P
     .find(([from]) => Number(from) === made.timeline)
   const switched = left?.[1]
   if (switched === undefined) throw diverged(line, `a successor of timeline ${made.timeline}`)
-  if (parseLsn(switched) < lsnOf(after)) {
-    throw diverged(`${line}, which left ${made.timeline} at ${switched}`, `all up to ${printLsn(lsnOf(after))}`)
-  }
-  return system.timeline
+  const found = { timeline: system.timeline, left: parseLsn(switched) }
+  demandPublished(made, found, after, found.left)
+  return found
+}
+
+/** H11: what was sent from `published` was a record that began there, so it is in this log only if that goes on behind it. `end`: of the log now. */
+export function demandPublished(made: Retained, line: Line, published: Position, end: bigint): void {
+  const place = lsnOf(published)
+  if (published === origin || (line.left === undefined ? place <= end : place < line.left)) return
+  const observed =
+    line.left === undefined
+      ? `its log ends at ${printLsn(end)}`
+      : `timeline ${line.timeline}, which left ${made.timeline} at ${printLsn(line.left)}`
+  throw diverged(observed, `all up to ${printLsn(place)}, which was read from it before`)
+}
+
+function diverged(observed: string, needed: string): Failure {
+  return new Failure('SOURCE_DIVERGED', { object: 'source', observed, needed })
 }
 
 /** H11: what the slot acknowledged (`confirmed`) and the source's log (`end`) must agree with what is durable in ours. */

@@ -10,7 +10,7 @@ import { checkSource } from './check.ts'
 import { selectTypeParts } from './check-queries.ts'
 import { close, connect, endWhenSilent, replicationOptions, type PostgresConfig } from './config.ts'
 import { readDdl } from './ddl.ts'
-import { checkPlace, followTimeline } from './divergence.ts'
+import { checkPlace, demandPublished, readLine, type Line } from './divergence.ts'
 import { lookLimitMs, namingLockers } from './lockers.ts'
 import { parseLsn, positionOf, snapshotPosition } from './position.ts'
 import { qualified, selectIdentity } from './queries.ts'
@@ -70,10 +70,11 @@ export async function openSource(
   const limitMs = options.snapshotLimitMs ?? snapshotLimitMs
   const retention = openRetention(state, { control, config, context, name, serverVersion, snapshotLimitMs: limitMs })
 
-  async function sameSystem(client: pg.Client, made: Retained, after: Position): Promise<void> {
-    const timeline = await followTimeline(client, made, after)
-    if (timeline === made.timeline) return
-    await retention.setTimeline(made, timeline, stop.signal)
+  /** Only what is followed is recorded: another start must be able to see that it is not. */
+  async function demandHeld(made: Retained, line: Line, published: Position): Promise<void> {
+    const { insert_lsn: end } = await retention.slot(stop.signal)
+    demandPublished(made, line, published, parseLsn(end))
+    if (line.timeline !== made.timeline) await retention.setTimeline(made, line.timeline, stop.signal)
   }
 
   async function changes(after: Position, signal: AbortSignal): Promise<ChangeStream> {
@@ -103,6 +104,7 @@ export async function openSource(
       try {
         const { statusIntervalMs, readAheadBytes, spool } = options
         const timeout = await ask(selectSenderTimeout(control), signal)
+        let line: Line = { timeline: made.timeline }
         const interval = statusIntervalMs ?? Math.max(100, Math.min(5_000, timeout / 4))
         const settings = {
           client: replicationOptions(config, 'stream', pipeline),
@@ -119,8 +121,9 @@ export async function openSource(
           prepare: async (client: pg.Client) => {
             // A large transaction is sent within one of the sender's own.
             if (serverVersion >= 170_000) await client.query('set transaction_timeout = 0')
-            await sameSystem(client, made, after)
+            line = await readLine(client, made, after)
           },
+          demandHeld: async (published: Position) => await demandHeld(made, line, published),
           statusIntervalMs: interval,
           ...(readAheadBytes === undefined ? {} : { readAheadBytes }),
           ...(spool === undefined ? {} : { spool }),

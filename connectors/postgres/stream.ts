@@ -36,6 +36,7 @@ export type StreamOptions = {
   readonly onDecoded?: (position: Position, xid: number | undefined) => void
   /** Runs on the connection before the stream starts; its rejection is the opening's. */
   readonly prepare?: (client: pg.Client) => Promise<void>
+  readonly demandHeld?: (published: Position) => Promise<void>
   readonly statusIntervalMs?: number
   readonly spool?: SpoolLimits
   readonly readAheadBytes?: number
@@ -171,6 +172,10 @@ class PgoutputStream implements ChangeStream {
     if (place <= this.#acknowledged) return
     this.#acknowledged = place
     this.#answerSoon()
+  }
+
+  async demandHeld(published: Position): Promise<void> {
+    await this.#options.demandHeld?.(published)
   }
 
   [Symbol.asyncIterator](): AsyncIterator<SourceEvent> {

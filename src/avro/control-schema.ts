@@ -57,6 +57,7 @@ const watermark = {
   name: 'Watermark',
   fields: [
     { name: 'position', type: 'string' },
+    { name: 'published', type: 'string' },
     { name: 'committed_us', type: 'long' },
     { name: 'full', type: 'boolean' },
     { name: 'ends', type: { type: 'array', items: end } },

@@ -28,7 +28,13 @@ type WireEffect = {
 type WireControl = {
   epoch: number
   body: {
-    'crossfade.Watermark'?: { position: string; committed_us: number; full: boolean; ends: Offset[] }
+    'crossfade.Watermark'?: {
+      position: string
+      published: string
+      committed_us: number
+      full: boolean
+      ends: Offset[]
+    }
     'crossfade.Barrier'?: {
       position: string
       seq: number
@@ -78,9 +84,15 @@ function bodyOf(record: ControlRecord): WireControl['body'] {
     case 'epoch':
       return { 'crossfade.Epoch': {} }
     case 'watermark': {
-      const { position, committedAt, full, ends } = record
+      const { position, published, committedAt, full, ends } = record
       return {
-        'crossfade.Watermark': { position, committed_us: Math.round(committedAt * 1000), full, ends: [...ends] },
+        'crossfade.Watermark': {
+          position,
+          published,
+          committed_us: Math.round(committedAt * 1000),
+          full,
+          ends: [...ends],
+        },
       }
     }
     case 'barrier': {
@@ -145,11 +157,12 @@ export function decodeControl(value: Uint8Array): ControlRecord {
   const { epoch, body } = wire
   const watermark = body['crossfade.Watermark']
   if (watermark !== undefined) {
-    const { position, committed_us, full, ends } = watermark
+    const { position, published, committed_us, full, ends } = watermark
     return {
       kind: 'watermark',
       epoch,
       position: position as Position,
+      published: published as Position,
       committedAt: committed_us / 1000,
       full,
       ends: ends.map(({ topic, partition, offset }) => ({ topic, partition, offset })),

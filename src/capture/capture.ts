@@ -5,7 +5,16 @@ import type { ChangeStream, Source, SourceEvent } from '../connector.ts'
 import type { Lease } from '../coordinate/lease.ts'
 import { asFailure, Failure } from '../errors.ts'
 import { failpoint } from '../failpoint.ts'
-import { comparePositions, partitionName, type Epoch, type Offset, type Position, type Watermark } from '../model.ts'
+import {
+  comparePositions,
+  origin,
+  partitionName,
+  type Epoch,
+  type Offset,
+  type Position,
+  type Watermark,
+} from '../model.ts'
+import { newestPublished, type Place } from './published.ts'
 import type { Publisher } from './publisher.ts'
 
 /** Source to log to acknowledgement, until `stop` aborts: what is in hand then is sent and acknowledged. One round is in flight while the next is
@@ -14,16 +23,22 @@ export async function capture(
   source: Source,
   log: ChangeLog,
   publisher: Publisher,
-  after: Position,
+  place: Place,
   { signal }: Pick<Lease, 'signal'>,
   stop: AbortSignal,
 ): Promise<void> {
-  await using stream = await source.changes(after, signal)
+  await using stream = await source.changes(place.after, signal)
   failpoint('capture.before-opening')
+  const opened: Offset[] = []
   for (const round of publisher.opening()) {
-    publisher.landed(await log.append(round, signal))
+    const ends = await log.append(round, signal)
+    publisher.landed(ends)
+    opened.push(...ends)
     failpoint('capture.in-opening')
   }
+  const published = await newestPublished(log, place, opened, signal)
+  await stream.demandHeld?.(published)
+  publisher.goOn(published)
   let inFlight: Promise<void> = Promise.resolve()
   const send = async (): Promise<void> => {
     do {
@@ -73,8 +88,15 @@ async function* untilStopped(stream: ChangeStream, stop: AbortSignal): AsyncIter
 /** Control records looked at from the end: full vectors come once a minute, watermarks about once a second. */
 const tail = 4096
 
-/** `epoch`: the highest anyone captured under (0: none). `ends`: how far the log reached at least, as the watermarks say that count. */
-type Tail = { readonly epoch: Epoch; readonly watermark: Watermark | undefined; readonly ends: readonly Offset[] }
+/** `epoch`: the highest anyone captured under (0: none). `ends`: how far the log reached at least, as the watermarks say that count, the last of them
+ *  of epoch `vouchedIn`; `published`: the newest place before. */
+export type Tail = {
+  readonly epoch: Epoch
+  readonly watermark: Watermark | undefined
+  readonly ends: readonly Offset[]
+  readonly vouchedIn: Epoch
+  readonly published: Position
+}
 
 /** What the control topic's tail says (H12, H14). LOG_GAP if its watermarks have been removed: nobody knows then what was published. */
 export async function readTail(log: ChangeLog, pipeline: string, signal: AbortSignal): Promise<Tail> {
@@ -82,6 +104,8 @@ export async function readTail(log: ChangeLog, pipeline: string, signal: AbortSi
   const end = (await log.ends([at], signal))[0]?.offset ?? 0
   const ends = new Map<string, Offset>()
   let epoch = 0
+  let vouchedIn = 0
+  let published = origin
   let watermark: Watermark | undefined
   let removed = false
   let offset = Math.max(0, end - tail)
@@ -107,6 +131,8 @@ export async function readTail(log: ChangeLog, pipeline: string, signal: AbortSi
         if (record.kind !== 'watermark') continue
         if (record.full) ends.clear() // of tables that were left out since, whose topics are their owner's
         for (const each of record.ends) ends.set(partitionName(each), each)
+        vouchedIn = epoch
+        if (comparePositions(record.published, published) > 0) published = record.published
         if (watermark === undefined || comparePositions(record.position, watermark.position) > 0) watermark = record
       }
       offset = batch.next
@@ -121,7 +147,7 @@ export async function readTail(log: ChangeLog, pipeline: string, signal: AbortSi
       next: `Copy again under another pipeline name, and let nobody remove records of ${at.topic}`,
     })
   }
-  return { epoch, watermark, ends: [...ends.values()] }
+  return { epoch, watermark, ends: [...ends.values()], vouchedIn, published }
 }
 
 /** H23: a log that ends before a place it is known to have reached has lost what stood there, and what is appended now would take its place. Asked

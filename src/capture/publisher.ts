@@ -7,6 +7,8 @@ import { heartbeatPrefix, type SourceEvent } from '../connector.ts'
 import { Failure } from '../errors.ts'
 import { hashRing, type HashRing } from '../hash-ring.ts'
 import {
+  comparePositions,
+  origin,
   partitionName,
   tableName,
   type Effect,
@@ -29,6 +31,8 @@ import { createProof, type Wish } from './proof.ts'
 export interface Publisher {
   /** Epoch records; the round of the control topic is to be on all replicas before the other is sent (H1). */
   opening(): readonly (readonly EncodedBatch[])[]
+  /** After the opening: the newest place that anyone published from, for watermarks to tell (H11). */
+  goOn(published: Position): void
   /** Encodes the event into the open batches; keeps none of its memory. */
   add(event: SourceEvent): void
   /** The byte bound is reached: no more `add` before a `take`. */
@@ -81,6 +85,10 @@ export function createPublisher(options: PublisherOptions): Publisher {
   const captured = new Set(partitions.map(partitionName))
   let changed = new Set<string>()
   let fullVectorAt: number | undefined
+  /** The newest places of what was added, was so when the last round was taken, and has landed. */
+  let added: Position = origin
+  let taken: Position = origin
+  let published: Position = origin
   const record = new Output(64 * 1024)
   const oldKey = new Output(1024)
 
@@ -197,7 +205,7 @@ export function createPublisher(options: PublisherOptions): Publisher {
       return { topic, partition, offset: ends.get(partitionName({ topic, partition })) ?? 0 }
     })
     if (full) changed = new Set()
-    const value = encodeControl({ kind: 'watermark', epoch, position, committedAt, full, ends: vector })
+    const value = encodeControl({ kind: 'watermark', epoch, position, published, committedAt, full, ends: vector })
     return outbox.control(control, 'watermark', value.key, value.value, committedAt)
   }
 
@@ -208,12 +216,17 @@ export function createPublisher(options: PublisherOptions): Publisher {
       const first = (at: TopicPartition): EncodedBatch => outbox.control(at, 'epoch', key, value, now)
       return partitions.length === 0 ? [[first(control)]] : [[first(control)], partitions.map(first)]
     },
+    goOn(from) {
+      published = from
+    },
     add(event) {
       switch (event.kind) {
         case 'changes':
           addChanges(event)
+          added = event.transactions.at(-1)?.position ?? added
           return forgetMemory()
         case 'effect':
+          added = event.mark.position
           if (event.effect.kind === 'truncate') options.onTruncate?.(event.effect.tables, event.mark.position)
           return barrier(event.mark, event.committedAt, concerned(event.effect, route, partitions), event.effect)
         case 'message':
@@ -235,6 +248,7 @@ export function createPublisher(options: PublisherOptions): Publisher {
     take() {
       const wish = proof.take()
       const data = outbox.take()
+      taken = added
       return { round: wish === undefined ? data : [...data, watermark(wish)], proved: wish?.position }
     },
     landed(after) {
@@ -251,6 +265,7 @@ export function createPublisher(options: PublisherOptions): Publisher {
         ends.set(name, offset)
         if (captured.has(name)) changed.add(name)
       }
+      if (comparePositions(taken, published) > 0) published = taken
       proof.landed(outbox.landed())
     },
   }

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { after, before, describe, it } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { through, shopPipeline, type ShopPipeline } from '../support/hurt.ts'
 import { sql, startPostgres, type PostgresServer } from '../support/postgres.ts'
 import { startProxy, type Proxy } from '../support/proxy.ts'
@@ -7,6 +8,15 @@ import { blocker, type Scene } from '../support/scene.ts'
 import { needs } from '../support/servers.ts'
 import { startStandby } from '../support/standby.ts'
 import { until } from '../support/worker.ts'
+
+/** The `pid` of the row that comes, once exactly one does. */
+async function theOnly(url: string, query: string): Promise<number> {
+  for (const deadline = performance.now() + 60_000; ; await sleep(50)) {
+    const rows = await sql(url, query)
+    if (rows.length === 1) return Number(rows[0]?.['pid'])
+    assert.ok(performance.now() < deadline, `${rows.length} rows: ${query}`)
+  }
+}
 
 describe('a source', needs('pg'), () => {
   let target: PostgresServer
@@ -62,6 +72,56 @@ describe('a source', needs('pg'), () => {
     const [file] = await sql(pipeline.scene.source, 'select pg_walfile_name(pg_current_wal_lsn()) as name')
     assert.match(String(file?.['name']), /^00000002/)
     await pipeline.end()
+  })
+
+  it('H11: failed over to a standby that lacks what was published ends the run with SOURCE_DIVERGED, and so does the next', async (t) => {
+    await using primary = await startPostgres()
+    await using standby = await startStandby(primary)
+    await using way = await startProxy(primary.port)
+    await using pipeline = await pipelineFrom(primary, 'lacking', way)
+    const { scene, worker } = pipeline
+    await until(
+      async () => {
+        const slots = await sql(
+          standby.adminUrl,
+          `select from pg_replication_slots where slot_name = 'crossfade_lacking' and synced and not temporary`,
+        )
+        return slots.length === 1 ? [] : ['the slot has not come to the standby']
+      },
+      { seconds: 60, worker },
+    )
+    // No heartbeat follows, so no watermark; the standby has all so far, and receives nothing more; the source does not wait for it.
+    const beating = await theOnly(
+      scene.source,
+      `select pid from pg_stat_activity where application_name ~ '^crossfade.*source' and query_start > now() - interval '1 second'`,
+    )
+    process.kill(beating, 'SIGSTOP')
+    const [written] = await sql(scene.source, 'select pg_current_wal_flush_lsn()::text as lsn')
+    await theOnly(standby.adminUrl, `select 1 as pid where pg_last_wal_receive_lsn() >= '${String(written?.['lsn'])}'`)
+    const sending = await theOnly(
+      scene.source,
+      `select pid from pg_stat_replication where application_name = 'standby'`,
+    )
+    process.kill(sending, 'SIGSTOP')
+    const lost = `select id from customer where email = 'lost@example.org'`
+    await sql(scene.source, `insert into customer (email, name) values ('lost@example.org', 'lost')`)
+    await until(async () => ((await sql(scene.target, lost)).length === 1 ? [] : ['the row is not at the target']), {
+      seconds: 60,
+      worker,
+    })
+    await primary.kill9()
+    await sql(standby.adminUrl, 'select pg_promote()')
+    way.redirect(standby.port)
+    way.cut()
+    t.diagnostic('fault: the source is replaced by a standby that lacks a transaction which the target holds')
+    const end = await Promise.race([worker.ended, sleep(60_000)])
+    assert.deepEqual([(await sql(scene.source, lost)).length, (await sql(scene.target, lost)).length], [0, 1])
+    assert.ok(end, 'it goes on as if nothing were lost')
+    assert.equal(end.code, 1, end.stderr)
+    assert.match(end.stderr, /✗ SOURCE_DIVERGED /)
+    assert.match(end.stderr, /timeline 2, which left 1 at/)
+    const { error } = await scene.refused()
+    assert.equal(error.code, 'SOURCE_DIVERGED')
   })
 
   it('H11: whose slot was invalidated ends the run with SLOT_LOST, whether it ran or not', async (t) => {

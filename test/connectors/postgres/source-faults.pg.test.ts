@@ -452,7 +452,17 @@ suite('a server of its own', needs('pg'), () => {
       await using source = await bed.open()
       const { position } = await source.health(never)
       await assert.rejects(source.changes(position, never), { code: 'SOURCE_DIVERGED', message: /timeline 2/ })
+      {
+        await using stream = await source.changes(after, never)
+        await assert.rejects(async () => await stream.demandHeld?.(position), {
+          code: 'SOURCE_DIVERGED',
+          message: /timeline 2/,
+        })
+      }
+      // Asked in vain, it is not followed.
+      await assert.rejects(source.changes(position, never), { code: 'SOURCE_DIVERGED', message: /timeline 2/ })
       await using stream = await source.changes(after, never)
+      await stream.demandHeld?.(after)
       const [change] = await readUntil(stream, (all) => all.length > 0)
       assert.ok(change?.kind === 'change')
       after = change.position as Position
@@ -460,6 +470,11 @@ suite('a server of its own', needs('pg'), () => {
     // Followed once: what lies on the new timeline counts from now on.
     await using source = await bed.open()
     await using stream = await source.changes(after, never)
+    await stream.demandHeld?.(after)
+    await assert.rejects(async () => await stream.demandHeld?.('ffffffff00000000' as Position), {
+      code: 'SOURCE_DIVERGED',
+      message: /ends at/,
+    })
     await client.query("insert into a values (2, 'x')")
     assert.equal((await readUntil(stream, (all) => all.length > 0)).length, 1)
     await client.end()

@@ -40,6 +40,7 @@ function scene() {
         kind: 'watermark',
         epoch: 1,
         position: positionOf(position),
+        published: origin,
         committedAt: now,
         full: true,
         ends: [{ ...at, offset }],
@@ -180,7 +181,15 @@ test('the picture of thousands of tables costs each of them once', () => {
   const checkpoints = ends.map((end): Checkpoint => {
     return { ...end, mark: { position: origin, seq: 0 }, captureEpoch: 1, claim: '', loose: origin }
   })
-  trail.add({ kind: 'watermark', epoch: 1, position: positionOf(9), committedAt: 1, full: true, ends })
+  trail.add({
+    kind: 'watermark',
+    epoch: 1,
+    position: positionOf(9),
+    published: origin,
+    committedAt: 1,
+    full: true,
+    ends,
+  })
   const copies = names.map((name, i) => {
     const copy = { table: idOf(name), partitions: partitions.slice(i, i + 1), snapshot: positionOf(5), live: false }
     return { ...copy, done: [], loaded: [] }

@@ -8,7 +8,8 @@ import { positionOf } from '../apply/rows-for-tests.ts'
 const ends = (...offsets: readonly number[]): readonly Offset[] =>
   offsets.map((offset, partition) => ({ topic: 't', partition, offset }))
 const mark = (position: number, full: boolean, vector: readonly Offset[], epoch = 1): Watermark => {
-  return { kind: 'watermark', epoch, position: positionOf(position), committedAt: position * 1000, full, ends: vector }
+  const at = positionOf(position)
+  return { kind: 'watermark', epoch, position: at, published: at, committedAt: position * 1000, full, ends: vector }
 }
 const checkpoints = (...offsets: readonly number[]): readonly Checkpoint[] =>
   ends(...offsets).map((at) => ({

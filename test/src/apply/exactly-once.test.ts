@@ -1,11 +1,15 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
+import { admit } from '../../../src/apply/admit.ts'
 import { applyLane } from '../../../src/apply/apply.ts'
 import { demandKnown } from '../../../src/apply/known-log.ts'
 import { createBatcher } from '../../../src/apply/batcher.ts'
+import { decodeControl } from '../../../src/avro/control.ts'
+import { readPrefix } from '../../../src/avro/decoder.ts'
 import { schemaReader } from '../../../src/avro/schema-ids.ts'
 import { capture, readTail } from '../../../src/capture/capture.ts'
+import { placeOf, type Place } from '../../../src/capture/published.ts'
 import { createPublisher } from '../../../src/capture/publisher.ts'
 import { controlTopic, schemasTopic, topicName, type Route } from '../../../src/change-log/topics.ts'
 import { heartbeatPrefix, type Source, type SourceEvent } from '../../../src/connector.ts'
@@ -135,6 +139,7 @@ function scripted(
   roll: Dice,
   slot: Slot,
   started: () => Promise<void>,
+  demandHeld: (published: Position) => Promise<void>,
 ): Pick<Source, 'changes'> {
   return {
     async changes(asked, signal) {
@@ -183,6 +188,7 @@ function scripted(
         ack(position) {
           if (me === slot.reader && comparePositions(position, slot.acked) > 0) slot.acked = position
         },
+        demandHeld,
         async *[Symbol.asyncIterator]() {
           for (const event of events) {
             signal.throwIfAborted()
@@ -203,7 +209,7 @@ async function captureOnce(
   run: {
     readonly log: MemoryLog
     readonly source: Pick<Source, 'changes'>
-    readonly after: Position
+    readonly place: Place
     readonly epoch: number
   },
   signal: AbortSignal,
@@ -218,7 +224,7 @@ async function captureOnce(
     limits: { roundBytes: 2000, batchBytes: 600 },
   })
   // Only `changes` is called.
-  await capture(run.source as Source, run.log, publisher, run.after, { signal }, new AbortController().signal)
+  await capture(run.source as Source, run.log, publisher, run.place, { signal }, new AbortController().signal)
 }
 
 async function applyOnce(
@@ -238,6 +244,46 @@ async function applyOnce(
   })
   const lane = target.lane() as unknown as Parameters<typeof applyLane>[1]
   await applyLane(log, lane, batcher, schemas, 5, stop, AbortSignal.timeout(5_000))
+}
+
+/** The newest place of a record that counts, by reading all of them. */
+async function newestAdmitted(data: MemoryLogData, signal: AbortSignal): Promise<Position> {
+  const log = memoryLog({ data, poison: false })
+  const prefix = {
+    schemaId: 0,
+    op: 0,
+    positionStart: 0,
+    positionEnd: 0,
+    seq: 0,
+    epoch: 0,
+    committedAt: 0,
+    rest: 0,
+  }
+  let newest = origin
+  for (const { offset: end, ...at } of await log.ends(partitions, signal)) {
+    let seen = { position: origin, seq: -1, epoch: 0 }
+    const take = (position: Position, seq: number, epoch: number): void => {
+      if (admit(seen, position, seq, epoch) === 'new') seen = { position, seq, epoch }
+    }
+    for (let offset = 0; offset < end;) {
+      const [batch] = await log.fetch([{ ...at, offset }], 0, signal)
+      assert.ok(batch)
+      const { bytes, bounds } = batch
+      for (let i = 0; i < batch.count; i++) {
+        if (readPrefix(batch, i, prefix) === 'change') {
+          const position = Buffer.from(bytes.subarray(prefix.positionStart, prefix.positionEnd)).toString()
+          take(position as Position, prefix.seq, prefix.epoch)
+          continue
+        }
+        const record = decodeControl(bytes.subarray(bounds[4 * i + 2], bounds[4 * i + 3]))
+        if (record.kind === 'barrier') take(record.mark.position, record.mark.seq, record.epoch)
+        else if (record.epoch > seen.epoch) seen = { ...seen, epoch: record.epoch }
+      }
+      offset = batch.next
+    }
+    if (comparePositions(seen.position, newest) > 0) newest = seen.position
+  }
+  return newest
 }
 
 async function scenario(seed: number): Promise<void> {
@@ -305,12 +351,17 @@ async function scenario(seed: number): Promise<void> {
       },
     })
     const tail = await readTail(run, pipeline, signal)
-    const source = scripted(commits, roll, slot, async () => {
+    const started = async (): Promise<void> => {
       const durable = (await readTail(run, pipeline, signal)).watermark?.position ?? origin
       assert.ok(comparePositions(slot.acked, durable) <= 0, 'nothing is acknowledged past the newest durable watermark')
+    }
+    const source = scripted(commits, roll, slot, started, async (published) => {
+      const newest = await newestAdmitted(data, signal)
+      assert.ok(comparePositions(published, newest) >= 0, `the log holds ${newest}, and only ${published} is known`)
+      assert.ok(comparePositions(published, commits.at(-1)?.position ?? origin) <= 0)
     })
-    const after = tail.watermark?.position ?? origin
-    const running = captureOnce({ log: run, source, after, epoch: tail.epoch + 1 }, signal)
+    const place = placeOf(tail, origin, partitions, [...target.checkpoints.values()])
+    const running = captureOnce({ log: run, source, place, epoch: tail.epoch + 1 }, signal)
     const ended = running.then(
       () => true,
       (error: unknown) => {

@@ -54,7 +54,9 @@ test('from one database in memory to another, over two lanes', async () => {
     clock: () => 0,
     limits: { roundBytes: 1e6, batchBytes: 1e6 },
   })
-  const running = [capture(source, log, publisher, origin, { signal }, stop.signal)]
+  const running = [
+    capture(source, log, publisher, { after: origin, published: origin, unread: [] }, { signal }, stop.signal),
+  ]
   for (const rest of [0, 1]) {
     const mine = partitions.filter((_, i) => i % 2 === rest)
     const lane = await sink.lane(signal)

@@ -44,6 +44,7 @@ const records: readonly ControlRecord[] = [
     kind: 'watermark',
     epoch: 1,
     position: '' as Position,
+    published: '0a' as Position,
     committedAt: -1,
     full: true,
     ends: [

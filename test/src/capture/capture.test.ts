@@ -4,6 +4,7 @@ import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { encodeControl } from '../../../src/avro/control.ts'
 import { capture, demandEnds, readTail } from '../../../src/capture/capture.ts'
+import { placeOf, type Place } from '../../../src/capture/published.ts'
 import { createPublisher, type Publisher } from '../../../src/capture/publisher.ts'
 import { batchBuilder } from '../../../src/change-log/record-batch.ts'
 import { heartbeatPrefix, type ChangeStream, type Source, type SourceEvent } from '../../../src/connector.ts'
@@ -16,6 +17,7 @@ const table = tableOf('orders')
 const data = { topic: 'shop.public.orders', partition: 0 }
 const control = { topic: 'shop.control', partition: 0 }
 const signal = AbortSignal.timeout(20_000)
+const beginning: Place = { after: origin, published: origin, unread: [{ ...data, offset: 0, epoch: 0 }] }
 
 async function logWith(options: MemoryLogOptions = {}): Promise<MemoryLog> {
   const log = memoryLog(options)
@@ -70,7 +72,7 @@ test('after a stop everything in hand is sent and acknowledged', async () => {
   // The stream says that more is waiting, so nothing is sent before the stop.
   const { source, acked, idle } = sourceOf([rows(16), heartbeat(17), rows(32), heartbeat(33)], true)
   const stop = new AbortController()
-  const running = capture(source, log, publisherOf(1), origin, { signal }, stop.signal)
+  const running = capture(source, log, publisherOf(1), beginning, { signal }, stop.signal)
   await idle
   assert.deepEqual(acked, [])
   stop.abort()
@@ -90,7 +92,7 @@ test('a round is acknowledged only when a watermark over it is durable', async (
   })
   const { source, idle, ...more } = sourceOf([rows(16), heartbeat(17)], false)
   const stop = new AbortController()
-  const running = capture(source, log, publisherOf(1), origin, { signal }, stop.signal)
+  const running = capture(source, log, publisherOf(1), beginning, { signal }, stop.signal)
   await idle
   stop.abort()
   await running
@@ -119,7 +121,7 @@ test('what was pulled is forgotten while the capture runs', async () => {
   }
   const stop = new AbortController()
   const source = { changes: async () => stream } as unknown as Source
-  const running = capture(source, log, publisherOf(1), origin, { signal }, stop.signal)
+  const running = capture(source, log, publisherOf(1), beginning, { signal }, stop.signal)
   await idle.promise
   setFlagsFromString('--expose-gc')
   const collect = runInNewContext('gc') as () => void
@@ -139,7 +141,7 @@ test('a failed append is the capture’s failure, and nothing is acknowledged', 
     },
   })
   const { source, acked } = sourceOf([rows(16), heartbeat(17), rows(32)], false)
-  const running = capture(source, log, publisherOf(1), origin, { signal }, new AbortController().signal)
+  const running = capture(source, log, publisherOf(1), beginning, { signal }, new AbortController().signal)
   await assert.rejects(running, /the answer is lost/)
   assert.deepEqual(acked, [])
 })
@@ -151,12 +153,21 @@ async function append(log: MemoryLog, record: ControlRecord): Promise<void> {
   await log.append([builder.finish(control.topic, 0)], signal)
 }
 const watermark = (epoch: number, n: number): ControlRecord => {
-  return { kind: 'watermark', epoch, position: positionOf(n), committedAt: 0, full: true, ends: [] }
+  return {
+    kind: 'watermark',
+    epoch,
+    position: positionOf(n),
+    published: positionOf(n),
+    committedAt: 0,
+    full: true,
+    ends: [],
+  }
 }
 
 test('the tail tells the highest epoch and the newest watermark that counts', async () => {
   const log = await logWith()
-  assert.deepEqual(await readTail(log, 'shop', signal), { epoch: 0, watermark: undefined, ends: [] })
+  const nothing = { epoch: 0, watermark: undefined, ends: [], vouchedIn: 0, published: origin }
+  assert.deepEqual(await readTail(log, 'shop', signal), nothing)
   await append(log, { kind: 'epoch', epoch: 3 })
   await append(log, watermark(3, 16))
   await append(log, watermark(3, 32))
@@ -235,4 +246,100 @@ test('H23: a log that ends before a place it reached is not appended to', async 
       ),
     { code: 'LOG_DAMAGED' },
   )
+})
+
+/** A log whose data partition holds rows published from these places, each under its epoch. */
+async function publishedLog(...records: readonly { readonly n: number; readonly epoch: number }[]): Promise<MemoryLog> {
+  const log = await logWith()
+  for (const { n, epoch } of records) {
+    const publisher = publisherOf(epoch)
+    publisher.add(rows(n))
+    await log.append(publisher.take().round, signal)
+  }
+  return log
+}
+/** What a capture's stream is asked to hold, right before its first pull; `refuse`: its answer. */
+async function askedToHold(log: MemoryLog, place: Place, refuse?: Error): Promise<readonly (Position | 'pulled')[]> {
+  const seen: (Position | 'pulled')[] = []
+  const { source, acked } = sourceOf([], false)
+  const stream = await source.changes(origin, signal)
+  stream.demandHeld = async (published) => {
+    seen.push(published)
+    await Promise.resolve()
+    if (refuse) throw refuse
+  }
+  const pulled = Promise.withResolvers<void>()
+  const events = stream[Symbol.asyncIterator].bind(stream)
+  stream[Symbol.asyncIterator] = () => {
+    seen.push('pulled')
+    pulled.resolve()
+    return events()
+  }
+  const stop = new AbortController()
+  const running = capture(source, log, publisherOf(9), place, { signal }, stop.signal)
+  if (refuse) await assert.rejects(running, refuse)
+  else {
+    await pulled.promise
+    stop.abort()
+    await running
+  }
+  assert.deepEqual(acked, [])
+  return seen
+}
+
+test('H11: before the first pull the source must hold the newest place that anyone published from', async () => {
+  const sentAgain = await publishedLog({ n: 16, epoch: 1 }, { n: 48, epoch: 1 }, { n: 32, epoch: 2 })
+  assert.deepEqual(await askedToHold(sentAgain, beginning), [positionOf(48), 'pulled'])
+  const zombie = await publishedLog({ n: 16, epoch: 1 }, { n: 32, epoch: 2 }, { n: 48, epoch: 1 })
+  assert.deepEqual(await askedToHold(zombie, beginning), [positionOf(32), 'pulled'])
+  const known = { ...beginning, published: positionOf(64), unread: [{ ...data, offset: 2, epoch: 2 }] }
+  assert.deepEqual(await askedToHold(sentAgain, known), [positionOf(64), 'pulled'])
+  const expired = await publishedLog({ n: 16, epoch: 1 }, { n: 48, epoch: 1 })
+  expired.truncate(data, 2)
+  assert.deepEqual(await askedToHold(expired, beginning), [origin, 'pulled'])
+})
+
+test('H11: what came while a capture opened counts, and a source that does not hold it is not pulled', async () => {
+  const log = await publishedLog({ n: 16, epoch: 1 })
+  const late = await publishedLog({ n: 48, epoch: 1 })
+  const [batch] = late.data.partitions.get('shop.public.orders/0')?.batches ?? []
+  assert.ok(batch)
+  let opening = true
+  const slow = memoryLog({
+    data: log.data,
+    before: async () => {
+      if (!opening) return
+      opening = false
+      // A former capture's append on its way, between the epoch in the control topic and those in the partitions.
+      await log.append([{ ...data, bytes: Buffer.from(batch.bytes), count: batch.count }], signal)
+    },
+  })
+  const lost = new Error('lost')
+  assert.deepEqual(await askedToHold(slow, beginning, lost), [positionOf(48)])
+})
+
+test('H11: what watermarks and checkpoints say of what is published needs no reading', () => {
+  const checkpoint = {
+    ...data,
+    offset: 7,
+    mark: { position: positionOf(48), seq: 0 },
+    captureEpoch: 3,
+    claim: '',
+    loose: origin,
+  }
+  const tail = { epoch: 4, watermark: undefined, ends: [], vouchedIn: 0, published: origin }
+  const first = placeOf(tail, positionOf(2), [data], [checkpoint])
+  const unread = [{ ...data, offset: 7, epoch: 3 }]
+  assert.deepEqual(first, { after: positionOf(2), published: positionOf(48), unread })
+  const told = watermark(4, 32)
+  assert.ok(told.kind === 'watermark')
+  const vouched = { ...tail, watermark: told, vouchedIn: 4, published: positionOf(40) }
+  const later = placeOf({ ...vouched, ends: [{ ...data, offset: 9 }] }, origin, [data], [checkpoint])
+  assert.deepEqual(later, {
+    after: positionOf(32),
+    published: positionOf(48),
+    unread: [{ ...data, offset: 9, epoch: 4 }],
+  })
+  // Of a table that was added since: it begins at a mark which is no change's.
+  assert.equal(placeOf(vouched, origin, [data], [checkpoint]).published, positionOf(40))
 })

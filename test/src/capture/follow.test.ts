@@ -22,7 +22,15 @@ async function control(): Promise<MemoryLog & { write(position: number): Promise
       const position = positionOf(n)
       const both = [
         encodeControl({ kind: 'epoch', epoch: 1 }),
-        encodeControl({ kind: 'watermark', epoch: 1, position, committedAt: 0, full: true, ends: [] }),
+        encodeControl({
+          kind: 'watermark',
+          epoch: 1,
+          position,
+          published: position,
+          committedAt: 0,
+          full: true,
+          ends: [],
+        }),
       ]
       for (const [i, { key, value }] of both.entries())
         await log.append([outbox.control(at, i === 0 ? 'epoch' : 'watermark', key, value, 0)], signal)

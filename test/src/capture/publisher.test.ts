@@ -123,6 +123,34 @@ test('a watermark is written only after the round of what it vouches for has lan
   assert.equal(publisher.idle, true)
 })
 
+test('H11: a watermark tells the newest place before its ends, of this capture or of one before', () => {
+  const { publisher, land } = bench()
+  const told = (round: readonly EncodedBatch[]): string | undefined => {
+    const control = read(round).find((record) => record.control?.kind === 'watermark')?.control
+    return control?.kind === 'watermark' ? control.published : undefined
+  }
+  const send = (): string | undefined => {
+    const { round } = publisher.take()
+    const published = told(round)
+    land(round)
+    return published
+  }
+  publisher.goOn(positionOf(4))
+  publisher.add(changes(2, insert(1)))
+  publisher.add(heartbeat(3))
+  publisher.add(changes(8, insert(2)))
+  send()
+  assert.equal(send(), positionOf(8), 'it stands before the ends, though behind the watermark')
+  publisher.add(heartbeat(9))
+  publisher.add(changes(12, insert(3)))
+  assert.equal(send(), positionOf(8), 'the round that it goes with is read')
+  const other = bench()
+  other.publisher.goOn(positionOf(40))
+  other.publisher.add(heartbeat(9))
+  const { round } = other.publisher.take()
+  assert.equal(told(round), positionOf(40))
+})
+
 test('an idle source gets its watermark in the round that is sent for it', () => {
   const { publisher, land } = bench()
   publisher.add(heartbeat(17))

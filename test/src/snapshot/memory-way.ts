@@ -108,7 +108,7 @@ export async function memoryWay(signal: AbortSignal): Promise<Way> {
     onTruncate: (emptied, position) => emptied.forEach((table) => truncated.set(tableName(table), position)),
   })
   const stopping = AbortSignal.any([all, end.signal])
-  run(capture(source, log, publisher, origin, { signal: all }, end.signal))
+  run(capture(source, log, publisher, { after: origin, published: origin, unread: [] }, { signal: all }, end.signal))
   run(followWatermarks(log, pipeline, (record) => trail.add(record), stopping))
   const batchers: Batcher[] = []
   for (const rest of [0, 1]) {
