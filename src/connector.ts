@@ -33,6 +33,7 @@ export type Finding = {
   /** Of the error that kept it from being checked. */
   readonly code?: ErrorCode
 }
+/** Rows, and the sums of two 64-bit halves of their hashes (docs/digest.md). Digests of disjoint ranges add up, mod 2^64. */
 export type Digest = { readonly rows: number; readonly sums: readonly [bigint, bigint] }
 /** Whether a table is part of the pipeline. `within`: what it is a part of and may be named by, such as a partitioned table. */
 export type TableFilter = (table: TableId, within?: readonly TableId[]) => boolean
@@ -48,7 +49,7 @@ export interface TableReader extends AsyncDisposable {
   /** Bulk formats a range can be had in, best first. The core only compares the names. */
   formats?(schema: TableSchema): readonly string[]
   frames?(schema: TableSchema, range: Range, format: string, signal: AbortSignal): AsyncIterable<Uint8Array>
-  /** Canonical digest by the database itself; absent: the core hashes `rows`. */
+  /** By the database itself, the same as of `rows`; absent: the core hashes those. */
   digest?(schema: TableSchema, range: Range, signal: AbortSignal): Promise<Digest>
 }
 /** A view several readers share, also on other workers, until disposed of. Changes after `position` are to be applied to what is read in it.

@@ -1,11 +1,12 @@
 import type pg from 'pg'
-import type { TableReader } from '../../src/connector.ts'
+import type { Digest, TableReader } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import { tableName, type Range, type TableId, type TableSchema } from '../../src/model.ts'
 import { readImage, type Rows } from '../../src/rows.ts'
 import { close, connect, type PostgresConfig } from './config.ts'
 import { copyOut, destroy } from './copy-out.ts'
 import { copyRows } from './copy-rows.ts'
+import { selectDigest } from './digest.ts'
 import { mapError, sqlState } from './errors.ts'
 import { lookLimitMs } from './lockers.ts'
 import { beginReading, ident, literal, qualified } from './queries.ts'
@@ -38,26 +39,20 @@ export async function openReader(
   async function begin(table: CatalogTable, signal: AbortSignal): Promise<pg.Client> {
     client ??= await session(signal)
     const using = client
-    const cut = (): void => destroy(using)
-    signal.addEventListener('abort', cut, { once: true })
-    try {
-      const seen = await beginReading(using, at, qualified(table.table), table.table)
-      if (seen === 'no snapshot') throw new Failure('SNAPSHOT_LOST', { object: at })
-      if (!seen.same) throw new Failure('TABLE_REWRITTEN', { object: tableName(table.table) })
-      const changed =
-        table.columns.map((column) => `${column.attnum} ${column.name} ${column.typeOid}`).join('\n') !==
-          seen.seen.join('\n') ||
-        table.columns.map((column) => `${column.attnum} ${column.name} ${column.base.oid}`).join('\n') !==
-          seen.found.join('\n')
-      if (changed)
-        throw new Failure('TABLE_CHANGED', {
-          object: tableName(table.table),
-          observed: 'columns were altered while it was read',
-        })
-      return using
-    } finally {
-      signal.removeEventListener('abort', cut)
-    }
+    const seen = await cutOnAbort(using, signal, beginReading(using, at, qualified(table.table), table.table))
+    if (seen === 'no snapshot') throw new Failure('SNAPSHOT_LOST', { object: at })
+    if (!seen.same) throw new Failure('TABLE_REWRITTEN', { object: tableName(table.table) })
+    const changed =
+      table.columns.map((column) => `${column.attnum} ${column.name} ${column.typeOid}`).join('\n') !==
+        seen.seen.join('\n') ||
+      table.columns.map((column) => `${column.attnum} ${column.name} ${column.base.oid}`).join('\n') !==
+        seen.found.join('\n')
+    if (changed)
+      throw new Failure('TABLE_CHANGED', {
+        object: tableName(table.table),
+        observed: 'columns were altered while it was read',
+      })
+    return using
   }
 
   /** Whatever went wrong, the session is either out of its transaction or gone. */
@@ -160,6 +155,17 @@ export async function openReader(
       for await (const rows of pieces) found.push({ bytes: rows.bytes.slice(), starts: rows.starts.slice() })
       return { ...joined(found), versions }
     },
+    async digest(schema, range, signal) {
+      signal.throwIfAborted()
+      const { table, columns, key } = tableOf(schema)
+      let digest: Digest = { rows: 0, sums: [0n, 0n] }
+      const pieces = read(table, signal, async function* (using) {
+        const condition = rangeCondition(range, key, 't')
+        yield await cutOnAbort(using, signal, selectDigest(using, schema.table, columns, condition))
+      })
+      for await (const found of pieces) digest = found
+      return digest
+    },
     formats: (schema) => bulkFormats(narrowed(tableOf(schema))),
     frames(schema, range, format, signal) {
       const described = tableOf(schema)
@@ -175,6 +181,17 @@ export async function openReader(
       client = undefined
       if (closing) await close(closing)
     },
+  }
+}
+
+/** Cuts the connection, so that the work rejects, when the signal aborts before it is done. */
+async function cutOnAbort<Result>(client: pg.Client, signal: AbortSignal, work: Promise<Result>): Promise<Result> {
+  const cut = (): void => destroy(client)
+  signal.addEventListener('abort', cut, { once: true })
+  try {
+    return await work
+  } finally {
+    signal.removeEventListener('abort', cut)
   }
 }
 

@@ -3,6 +3,8 @@ import { describe, it } from 'node:test'
 import { heartbeatPrefix, type ChangeStream, type Source, type TableFilter } from '../../src/connector.ts'
 import { comparePositions, origin, type Position, type TableSchema } from '../../src/model.ts'
 import { Op, readImage } from '../../src/rows.ts'
+import { readDigest } from '../../src/verify/digest.ts'
+import { digestOf } from '../support/digest-oracle.ts'
 import { flatten, type Flat } from '../support/flatten.ts'
 
 /** What a row of the bed's table says: a key and a value. */
@@ -139,6 +141,31 @@ export function sourceConformance(name: string, make: () => Promise<SourceBed>, 
         before.map((flat) => short(flat).replace('0: insert ', '')),
         rows,
       )
+    })
+
+    it('digests rows as specified, whatever their order, and ranges so that they add up', async () => {
+      await using bed = await make()
+      await using source = await bed.open()
+      const keys = Array.from({ length: 40 }, (_, i) => (i * 17) % 40)
+      await bed.commit(...keys.map(insert))
+      await bed.commit({ kind: 'delete', key: 5 }, { kind: 'update', key: 6, value: '' })
+      const schema = await onlyTable(source, bed)
+      await using reader = await source.reader('now', never)
+      const whole = await readDigest(reader, schema, { table: schema.table, estimatedRows: 40 }, never)
+      const rows = keys.filter((key) => key !== 5).map((key) => [String(key), key === 6 ? '' : `v${key}`])
+      assert.deepEqual(whole, digestOf(rows))
+      let [count, first, second] = [0, 0n, 0n]
+      for (const range of await reader.ranges(schema, 10, never)) {
+        const part = await readDigest(reader, schema, range, never)
+        count += part.rows
+        first += part.sums[0]
+        second += part.sums[1]
+      }
+      assert.deepEqual({ rows: count, sums: [BigInt.asUintN(64, first), BigInt.asUintN(64, second)] }, whole)
+      await bed.commit({ kind: 'update', key: 6, value: ' ' })
+      const other = await readDigest(reader, schema, { table: schema.table, estimatedRows: 40 }, never)
+      assert.equal(other.rows, whole.rows)
+      assert.ok(other.sums[0] !== whole.sums[0] && other.sums[1] !== whole.sums[1])
     })
 
     it('lets a successor take over, whose opening ends the former stream', async () => {
