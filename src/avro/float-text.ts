@@ -3,6 +3,7 @@
 /** Where `parseFloat64` and `parseFloat32` leave the value. */
 export const float: Float64Array = new Float64Array(1)
 const floatWords = new Int32Array(float.buffer)
+const floatBits = new BigUint64Array(float.buffer)
 const single = new Float32Array(1)
 const singleBits = new Int32Array(single.buffer)
 const powers = Float64Array.from({ length: 23 }, (_, i) => Number(`1e${i}`))
@@ -123,7 +124,7 @@ function compareDecimal(text: string, value: number): number {
   return left < right ? -1 : left > right ? 1 : 0
 }
 
-/** Shortest digits that read back to the same bits. */
+/** Shortest digits that read back to the same bits, as plain sources choose them. */
 export function printFloat(value: number, bits: 32 | 64): string {
   if (Number.isNaN(value)) return 'NaN'
   if (!Number.isFinite(value)) return value > 0 ? 'Infinity' : '-Infinity'
@@ -140,14 +141,34 @@ export function printFloat(value: number, bits: 32 | 64): string {
   return `${sign}${digits.slice(0, exponent + 1)}.${digits.slice(exponent + 1)}`
 }
 
+/** The shortest decimal strictly between the middles to both neighbours, and of these the nearest; from one as near as another the even one (Ryu, bounds not
+ *  accepted: an engine's own printing accepts them, and is now and then a digit shorter). Digits, and the exponent of the first. */
 function shortest(value: number, bits: 32 | 64): [digits: string, exponent: number] {
-  let text = value.toExponential()
-  if (bits === 32)
-    for (let places = 0; places < 9; places++) {
-      text = value.toExponential(places)
-      const bytes = Buffer.from(text)
-      if (parseFloat32(bytes, 0, bytes.length) && float[0] === value) break
-    }
-  const [head = '', exponent] = text.split('e')
-  return [head.replace('.', '').replace(/0+$/, '') || '0', Number(exponent)]
+  const stored = bits === 64 ? 52 : 23
+  float[0] = value
+  single[0] = value
+  const pattern = bits === 64 ? (floatBits[0] ?? 0n) : BigInt(singleBits[0] ?? 0)
+  const fraction = BigInt.asUintN(stored, pattern)
+  const biased = Number(pattern >> BigInt(stored))
+  const whole = biased === 0 ? fraction : fraction | (1n << BigInt(stored))
+  // In quarters of the last place; below a power of two the neighbour is half as far.
+  const twos = Math.max(biased, 1) - (bits === 64 ? 1075 : 150) - 2
+  const scale = twos >= 0 ? 1n << BigInt(twos) : 5n ** BigInt(-twos)
+  let at = 4n * whole * scale
+  let above = (4n * whole + 2n) * scale - 1n
+  let below = (4n * whole - (fraction !== 0n || biased <= 1 ? 2n : 1n)) * scale
+  let tens = Math.min(twos, 0)
+  let removed = 0n
+  let exact = true
+  while (above / 10n > below / 10n) {
+    exact &&= removed === 0n
+    removed = at % 10n
+    at /= 10n
+    above /= 10n
+    below /= 10n
+    tens++
+  }
+  const up = at === below || removed > 5n || (removed === 5n && !(exact && at % 2n === 0n))
+  const digits = String(up ? at + 1n : at)
+  return [digits.replace(/0+$/, ''), digits.length - 1 + tens]
 }

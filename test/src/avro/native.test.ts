@@ -80,11 +80,16 @@ test('numbers print as the sources do', () => {
     '-Infinity',
     '1.2345678901234568e+17',
     '5e-324',
+    // An engine's own shortest digits stand on the middle between two doubles.
+    '9.999999999999999e+22',
+    '2.5081261030785712e+16',
   ]
   for (const text of doubles)
     assert.equal(nativeToText('float64', textToNative('float64', text) ?? Buffer.alloc(0)), text)
-  const floats = ['1e+06', '100000', '0.1', '3.4028235e+38', '1e-45', '16777216', '1.6777216e+07']
-  const printed = ['1e+06', '100000', '0.1', '3.4028235e+38', '1e-45', '1.6777216e+07', '1.6777216e+07']
+  // The last three: the middle between two floats, and of two as near the even one.
+  const middles = ['6.0877232e+07', '3.8876642e+06', '157417.62']
+  const floats = ['1e+06', '100000', '0.1', '3.4028235e+38', '1e-45', '16777216', '1.6777216e+07', ...middles]
+  const printed = ['1e+06', '100000', '0.1', '3.4028235e+38', '1e-45', '1.6777216e+07', '1.6777216e+07', ...middles]
   floats.forEach((text, i) =>
     assert.equal(nativeToText('float32', textToNative('float32', text) ?? Buffer.alloc(0)), printed[i]),
   )
