@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import pg from 'pg'
 import { connect, parse, type PostgresConfig } from '../../../connectors/postgres/config.ts'
@@ -8,6 +9,7 @@ import { readCatalog, tableSchema } from '../../../connectors/postgres/schema.ts
 import { Failure, type ErrorCode } from '../../../src/errors.ts'
 import type { TableSchema } from '../../../src/model.ts'
 import { readImage, rowsOf, Tag, type Rows } from '../../../src/rows.ts'
+import { readDigest } from '../../../src/verify/digest.ts'
 import { needs, postgres } from '../../support/servers.ts'
 
 const signal = AbortSignal.timeout(120_000)
@@ -217,6 +219,7 @@ describe('reader', needs('pg'), () => {
     assert.equal((await texts(reader.rows(schema, range, signal))).length, 100)
     await admin.query('alter table public.rewritten alter column v type bigint')
     await rejects('TABLE_REWRITTEN', texts(reader.rows(schema, range, signal)))
+    await rejects('TABLE_REWRITTEN', readDigest(reader, schema, range, signal))
     await admin.query('truncate public.rewritten')
     await rejects('TABLE_REWRITTEN', texts(reader.rows(schema, range, signal)))
     await admin.query(
@@ -254,6 +257,40 @@ describe('reader', needs('pg'), () => {
       `select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'crossfade test reader' and datname = current_database()`,
     )
     assert.equal((await texts(reader.rows(schema, range, signal))).length, 30_000)
+  })
+
+  test('an aborted digest ends at the server too, and leaves the reader usable', async () => {
+    await admin.query(`create table public.slow (id int primary key, v text);
+      insert into public.slow select g, repeat('x', 50000) from generate_series(1, 5000) g`)
+    const schema = await schemaOf('slow')
+    const [id, v] = schema.columns
+    assert.ok(id && v)
+    // 5 MB a row: half a minute at the least.
+    const wide = { ...schema, columns: [id, ...Array.from({ length: 100 }, () => v)] }
+    const range = { table: schema.table, estimatedRows: 0 }
+    await using reader = await openReader(config, 'now', 'test', signal)
+    const abort = new AbortController()
+    const reason = new Error('enough')
+    const digest = readDigest(reader, wide, range, abort.signal)
+    const working = async (): Promise<number> => {
+      const { rows } = await admin.query<{ count: number }>(
+        `select count(*)::int as count from pg_stat_activity
+          where datname = current_database() and state = 'active' and query like '%sha256%' and pid <> pg_backend_pid()`,
+      )
+      return rows[0]?.count ?? 0
+    }
+    const until = async (count: number): Promise<void> => {
+      const deadline = Date.now() + 15_000
+      while ((await working()) !== count) {
+        assert.ok(Date.now() < deadline, `not ${count} within 15 s`)
+        await sleep(20)
+      }
+    }
+    await until(1)
+    abort.abort(reason)
+    await assert.rejects(digest, reason)
+    await until(0)
+    assert.equal((await readDigest(reader, schema, { ...range, to: '["10"]' }, signal)).rows, 9)
   })
 
   async function rejects(code: ErrorCode, reading: Promise<unknown>): Promise<void> {

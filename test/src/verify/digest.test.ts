@@ -51,7 +51,7 @@ describe('the digest of rows', () => {
           digester.add(rowsOf(part.map((row) => row.map(text))))
         assert.deepEqual(digester.digest(), expected)
       }),
-      { seed, numRuns: 500 },
+      { seed, numRuns: 150 },
     )
   })
 
@@ -75,7 +75,7 @@ describe('the digest of rows', () => {
           digester.add(rowsOf([[{ tag: Tag.native, bytes }, text(two)]]))
           assert.deepEqual(digester.digest(), digestOf([[one, two]]))
         }),
-        { seed, numRuns: 200 },
+        { seed, numRuns: 100 },
       )
   })
 
