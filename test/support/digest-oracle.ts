@@ -14,7 +14,9 @@ export function digestOf(rows: readonly (readonly (string | null)[])[]): Digest 
 
 export function canonicalBytes(row: readonly (string | null)[]): Buffer {
   const head = [1, row.includes(null) ? 1 : 0, 25, row.length, 1].map(int32)
-  const cells = row.flatMap((text) => (text === null ? [int32(-1)] : [int32(Buffer.byteLength(text)), Buffer.from(text)]))
+  const cells = row.flatMap((text) =>
+    text === null ? [int32(-1)] : [int32(Buffer.byteLength(text)), Buffer.from(text)],
+  )
   return Buffer.concat([...head, ...cells])
 }
 

@@ -120,7 +120,8 @@ export function differingTypes(
   older: ReadonlyMap<string, TypeDigests>,
   newer: ReadonlyMap<string, TypeDigests>,
 ): readonly string[] {
-  const same = (a: Digest, b: Digest): boolean => a.rows === b.rows && a.sums[0] === b.sums[0] && a.sums[1] === b.sums[1]
+  const same = (a: Digest, b: Digest): boolean =>
+    a.rows === b.rows && a.sums[0] === b.sums[0] && a.sums[1] === b.sums[1]
   const wrong: string[] = []
   for (const digests of [older, newer])
     for (const [name, { server, worker, native }] of digests) {

@@ -53,7 +53,9 @@ const numeric: Make = (random) =>
     ? 'NaN'
     : `${pick(random, ['', '-'])}${digits(random, 1 + int(random, 30))}${pick(random, ['', `.${digits(random, 1 + int(random, 20))}`])}`
 
-const odd = [..."\\\"'{}(),:;.[]<>|&!*@#$%^~` \t\n\r\v\f\b\u0001\u007f\u0085\u00a0àéßüİı\u2028\ufeff\uffff𝄞👨‍👩‍👧NULLnull10"]
+const odd = Array.from(
+  '\\"\'{}(),:;.[]<>|&!*@#$%^~` \t\n\r\v\f\b\u0001\u007f\u0085\u00a0àéßüİı\u2028\ufeff\uffff𝄞👨‍👩‍👧NULLnull10',
+)
 const character: Make = (random) => {
   const kind = random()
   if (kind < 0.4) return pick(random, odd)
@@ -65,7 +67,8 @@ const text =
   (most: number): Make =>
   (random) =>
     some(random, random() < 0.1 ? most : Math.min(most, 12), character).join('')
-const plain: Make = (random) => Array.from({ length: 1 + int(random, 8) }, () => pick(random, [...'abcxyzABCü1_'])).join('')
+const letters = Array.from('abcxyzABCü1_')
+const plain: Make = (random) => Array.from({ length: 1 + int(random, 8) }, () => pick(random, letters)).join('')
 const label: Make = (random) => `a${plain(random).replaceAll('ü', 'u')}`
 
 const date: Make = (random) => {
@@ -89,7 +92,15 @@ const interval: Make = (random) =>
 
 const space: Make = (random) => pick(random, ['', '', ' ', '  ', '\n', '\t'])
 const jsonNumber: Make = (random) =>
-  pick(random, ['-0', '1.0', '1.00', '1E+2', '1e-7', String(int(random, 1000)), `${int(random, 99)}.${digits(random, 3)}`])
+  pick(random, [
+    '-0',
+    '1.0',
+    '1.00',
+    '1E+2',
+    '1e-7',
+    String(int(random, 1000)),
+    `${int(random, 99)}.${digits(random, 3)}`,
+  ])
 const json: Make = (random) => {
   const kind = random()
   const around = (value: string): string => `${space(random)}${value}${space(random)}`
@@ -131,7 +142,8 @@ const multirange =
       .join(',')}}`
 const day: Make = (random) => `${1900 + int(random, 200)}-${pad(1 + int(random, 12))}-${pad(1 + int(random, 28))}`
 const instant: Make = (random) => `${day(random)} ${clock(random)}`
-const ofDay = (value: string): number => Number(value.slice(0, 10).replaceAll('-', '')) + Number(`0.${value.slice(11).replaceAll(/\D/g, '')}`)
+const ofDay = (value: string): number =>
+  Number(value.slice(0, 10).replaceAll('-', '')) + Number(`0.${value.slice(11).replaceAll(/\D/g, '')}`)
 const int4range = range((random) => integer(31)(random), Number)
 const int8range = range((random) => integer(63)(random), BigInt)
 const smallNumeric: Make = (random) => `${int(random, 1000)}.${digits(random, int(random, 5)) || '0'}`
@@ -147,7 +159,11 @@ const field = (value: string): string => `"${value.replaceAll(/["\\]/g, '$&$&')}
 const pair: Make = (random) =>
   `(${pick(random, ['', integer(32)(random)])},${pick(random, ['', field(text(3)(random).slice(0, 1).toWellFormed().replaceAll('\ufffd', ''))])},${field(arrayText([mood(random), mood(random)], ',', int(random, 4)))})`
 const hstore: Make = (random) =>
-  some(random, 4, (each) => `"${plain(each)}"=>${pick(each, ['NULL', `"${text(6)(each).replaceAll(/["\\]/g, '\\$&')}"`])}`).join(', ')
+  some(
+    random,
+    4,
+    (each) => `"${plain(each)}"=>${pick(each, ['NULL', `"${text(6)(each).replaceAll(/["\\]/g, '\\$&')}"`])}`,
+  ).join(', ')
 
 /** By the type's name; the values written by hand stand beside them. */
 const makers: Readonly<Record<string, Make>> = {

@@ -41,8 +41,12 @@ describe('the digest of rows', () => {
 
   it('is that of the specification for any rows, in any order and any batches', (t) => {
     t.diagnostic(`CROSSFADE_SEED=${seed}`)
-    const cell = fc.option(fc.oneof(fc.string({ unit: 'binary', maxLength: 80 }), fc.constantFrom('', ' ', 'NULL', '\u0000')))
-    const table = fc.nat(12).chain((width) => fc.array(fc.array(cell, { minLength: width + 1, maxLength: width + 1 }), { maxLength: 30 }))
+    const cell = fc.option(
+      fc.oneof(fc.string({ unit: 'binary', maxLength: 80 }), fc.constantFrom('', ' ', 'NULL', '\u0000')),
+    )
+    const table = fc
+      .nat(12)
+      .chain((width) => fc.array(fc.array(cell, { minLength: width + 1, maxLength: width + 1 }), { maxLength: 30 }))
     fc.assert(
       fc.property(table, fc.nat(30), (rows, cut) => {
         const expected = digestOf(rows)
@@ -63,7 +67,18 @@ describe('the digest of rows', () => {
       int32: fc.integer().map(String),
       int64: fc.bigInt({ min: -(2n ** 63n), max: 2n ** 63n - 1n }).map(String),
       float32: fc.constantFrom('-0', '0', 'NaN', 'Infinity', '-Infinity', '0.1', '1e-45', '3.4028235e+38', '1e+15'),
-      float64: fc.constantFrom('-0', '0', 'NaN', 'Infinity', '-Infinity', '0.1', '5e-324', '1e+15', '123456789012345', '0.0001'),
+      float64: fc.constantFrom(
+        '-0',
+        '0',
+        'NaN',
+        'Infinity',
+        '-Infinity',
+        '0.1',
+        '5e-324',
+        '1e+15',
+        '123456789012345',
+        '0.0001',
+      ),
       bytes: fc.uint8Array().map((bytes) => `\\x${Buffer.from(bytes).toString('hex')}`),
     }
     for (const [form, value] of Object.entries(values) as [Form, fc.Arbitrary<string>][])
@@ -80,8 +95,12 @@ describe('the digest of rows', () => {
   })
 
   it('has room for rows of any size: nulls and native cells are longer than in the image', () => {
-    for (const size of [65_000, 65_500, 65_536, 9_000_000]) {
-      const row = [...Array.from({ length: 600 }, () => null), 'x'.repeat(size), ...Array.from({ length: 600 }, () => null)]
+    for (const size of [62_000, 65_000, 65_500, 65_536, 9_000_000]) {
+      const row = [
+        ...Array.from({ length: 600 }, () => null),
+        'x'.repeat(size),
+        ...Array.from({ length: 600 }, () => null),
+      ]
       const digester = openDigester(texts(row.length))
       digester.add(rowsOf([row.map(text), row.map(text)]))
       assert.deepEqual(digester.digest(), digestOf([row, row]))

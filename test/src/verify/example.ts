@@ -4,7 +4,11 @@ import type { Digest } from '../../../src/connector.ts'
 export type Example = {
   readonly ddl: string
   readonly query: string
-  readonly rows: readonly { readonly cells: readonly (string | null)[]; readonly bytes: string; readonly hash: string }[]
+  readonly rows: readonly {
+    readonly cells: readonly (string | null)[]
+    readonly bytes: string
+    readonly hash: string
+  }[]
   readonly digest: Digest
 }
 
