@@ -52,7 +52,7 @@ const keylessCorruptions: Readonly<Record<string, string>> = {
   'a pair of equal rows for another': 'update $ set t = (select t from $ where id = 4 limit 1), id = 4 where id = 3',
 }
 
-describe('the digest by the server and by the worker', { ...needs('pg', 'pg14'), timeout: 120_000 }, () => {
+describe('the digest by the server and by the worker', needs('pg', 'pg14'), () => {
   it('is the same for values of every type, and on every version', async (t) => {
     t.diagnostic(`CROSSFADE_SEED=${seed}`)
     const [older, newer] = await Promise.all([digestsOfTypes(14, 100, seed), digestsOfTypes(18, 100, seed)])
