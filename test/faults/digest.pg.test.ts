@@ -5,8 +5,8 @@ import { needs } from '../support/servers.ts'
 
 const seed = Number(process.env['CROSSFADE_SEED'] ?? Date.now() % 100_000)
 
-describe('the digest by the server and by the worker', { ...needs('pg', 'pg14'), timeout: 900_000 }, () => {
-  it('is the same for 10,000 random values of every type, and on every version', { timeout: 900_000 }, async (t) => {
+describe('the digest by the server and by the worker', needs('pg', 'pg14'), () => {
+  it('is the same for 10,000 random values of every type, and on every version', async (t) => {
     t.diagnostic(`CROSSFADE_SEED=${seed}`)
     const [older, newer] = await Promise.all([digestsOfTypes(14, 10_000, seed), digestsOfTypes(18, 10_000, seed)])
     t.diagnostic(`${newer.size} types`)
