@@ -41,11 +41,16 @@ export type TableFilter = (table: TableId, within?: readonly TableId[]) => boole
 export interface TableReader extends AsyncDisposable {
   /** Ranges of about `rows` rows; a single one where keys cannot be ranged. */
   ranges(schema: TableSchema, rows: number, signal: AbortSignal): Promise<readonly Range[]>
+  /** Parts of a range, of about `rows` rows each; where its key cannot be ranged they are few, as each is found by reading the whole table. The range
+   *  itself where it is not worth it. */
+  split(schema: TableSchema, range: Range, rows: number, signal: AbortSignal): Promise<readonly Range[]>
   /** Rows of a range, by key where there is one. Lent until the next pull. Like `frames` a transaction of its own; TABLE_REWRITTEN if the table is
    *  not the one the snapshot saw (H4). */
   rows(schema: TableSchema, range: Range, signal: AbortSignal): AsyncIterable<Rows>
   /** The rows of these keys in the same order; an empty image and version '' where there is none. Equal versions: the same row version. */
   lookup(schema: TableSchema, keys: Rows, signal: AbortSignal): Promise<Rows & { readonly versions: readonly string[] }>
+  /** The versions of all rows that are the same as each of these whole rows. For tables without a key. */
+  copies(schema: TableSchema, rows: Rows, signal: AbortSignal): Promise<readonly (readonly string[])[]>
   /** Bulk formats a range can be had in, best first. The core only compares the names. */
   formats?(schema: TableSchema): readonly string[]
   frames?(schema: TableSchema, range: Range, format: string, signal: AbortSignal): AsyncIterable<Uint8Array>
@@ -110,8 +115,10 @@ export interface Source extends AsyncDisposable {
   /** Writes a message into the source's log: heartbeat, and proof that a fence has been passed. */
   emit(prefix: string, content: Uint8Array, signal: AbortSignal): Promise<void>
   health(signal: AbortSignal): Promise<Health>
-  /** Resolves once a new reader sees every commit up to `position`. */
-  visible(position: Position, signal: AbortSignal): Promise<void>
+  /** Resolves once a new reader sees every commit that anyone may have seen before the call, to a place at or after them. */
+  visible(signal: AbortSignal): Promise<Position>
+  /** Sessions at work at this moment, ours left out. */
+  load?(signal: AbortSignal): Promise<number>
   /** The source's own DDL for `before` and `after`, for a sink of the same dialect; the core passes it on unread. UNSUPPORTED where `style` needs
    *  tools that are not there. */
   ddl?(tables: readonly TableSchema[], style: 'dump' | 'tables', signal: AbortSignal): Promise<Ddl>

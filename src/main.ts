@@ -12,6 +12,7 @@ import { nearest } from './config/near.ts'
 import { asFailure, Failure } from './errors.ts'
 import { checkPipeline, readStatus } from './inspect.ts'
 import { runPipeline } from './pipeline.ts'
+import { verifyPipeline } from './verify/verify.ts'
 
 /** Found from here upwards: the sources and the compiled package lie at different depths. */
 function version(): string {
@@ -103,7 +104,7 @@ const host: Host = {
   },
   stop: stop.signal,
   exit: () => exitCode(stoppedBy ?? 'SIGINT'),
-  pipeline: { check: checkPipeline, run: runPipeline, status: readStatus },
+  pipeline: { check: checkPipeline, run: runPipeline, status: readStatus, verify: verifyPipeline },
 }
 
 const code = await runCli(process.argv.slice(2), host)

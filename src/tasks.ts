@@ -35,8 +35,8 @@ import type { Status } from './status.ts'
 const heartbeatEvery = 1000
 const newTablesEvery = 60_000
 const sampleEvery = 500
-/** Samples between two looks whether there is news for whoever asks from outside. */
-const recordEvery = 20
+/** Samples between two looks whether there is news for whoever asks from outside; a verification waits for it. */
+const recordEvery = 2
 const maxWait = 500
 const roundBytes = 4 * 2 ** 20
 const batchBytes = 2 ** 20

@@ -33,10 +33,15 @@ function digestQuery(
   condition: string,
   serverVersion: number,
 ): string {
-  const texts = columns.map((column) => textOf(column, `t.${ident(column.name)}`)).join(', ')
   return `
     select count(*) as rows, coalesce(sum(${half(1, serverVersion)}), 0) as first, coalesce(sum(${half(9, serverVersion)}), 0) as second
-      from (select sha256(array_send(array[${texts}])) as hash from only ${qualified(table)} t where ${condition} offset 0) h`
+      from (select ${hashOf(columns, 't')} as hash from only ${qualified(table)} t where ${condition} offset 0) h`
+}
+
+/** A row's canonical bytes, hashed (docs/digest.md). */
+export function hashOf(columns: readonly CatalogColumn[], alias: string): string {
+  const texts = columns.map((column) => textOf(column, `${alias}.${ident(column.name)}`)).join(', ')
+  return `sha256(array_send(array[${texts}]::pg_catalog.text[]))`
 }
 
 /** Eight bytes of the hash, from this one on, as a signed number. Only from 18 on there is a cast, at a quarter of the price. */

@@ -54,7 +54,8 @@ export async function load(
 
 async function removeRange({ client }: Session, plan: Plan, chunk: Chunk): Promise<void> {
   const key = plan.schema.key.flatMap((c) => plan.columns[c] ?? [])
-  await client.query(`delete from only ${qualified(plan.schema.table)} t where ${rangeCondition(chunk, key, 't')}`)
+  const condition = rangeCondition(chunk, { columns: plan.columns.flatMap((column) => column ?? []), key })
+  await client.query(`delete from only ${qualified(plan.schema.table)} t where ${condition}`)
 }
 
 async function loadFrames(

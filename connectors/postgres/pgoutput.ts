@@ -64,8 +64,6 @@ export type DecoderOptions = {
   readonly ours: (origin: string) => boolean
   /** Transactions and messages up to here are left out. */
   readonly after: Position
-  /** Each transaction, kept or not, and each message between them. */
-  readonly onDecoded?: (position: Position, xid: number | undefined) => void
 }
 
 export function decoder(options: DecoderOptions): Decoder {
@@ -141,7 +139,6 @@ class PgoutputDecoder implements Decoder {
     this.#dropped = comparePositions(position, this.#options.after) <= 0
     this.#messages = []
     this.#queue.begin(position, committedAt, String(xid))
-    this.#options.onDecoded?.(position, xid)
   }
 
   commit(position: Position): void {
@@ -277,7 +274,6 @@ class PgoutputDecoder implements Decoder {
     const changes = prefix === heartbeatPrefix ? this.#options.tables.passing(position) : []
     if (changes === undefined) throw unsettled
     this.reached = position
-    this.#options.onDecoded?.(position, undefined)
     const stamped = prefix.startsWith(ownPrefix) ? splitStamp(content) : undefined
     this.#told = Math.max(this.#told, stamped?.at ?? 0)
     const committedAt = stamped?.at ?? this.#told

@@ -1,18 +1,28 @@
 import type pg from 'pg'
-import type { Digest, TableReader } from '../../src/connector.ts'
+import type { TableReader } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import { tableName, type Range, type TableId, type TableSchema } from '../../src/model.ts'
-import { readImage, type Rows } from '../../src/rows.ts'
+import type { Rows } from '../../src/rows.ts'
 import { close, connect, type PostgresConfig } from './config.ts'
 import { copyOut, destroy } from './copy-out.ts'
 import { copyRows } from './copy-rows.ts'
 import { selectDigest } from './digest.ts'
 import { mapError, sqlState } from './errors.ts'
 import { lookLimitMs } from './lockers.ts'
-import { beginReading, ident, literal, qualified } from './queries.ts'
-import { isRangeable, rangeCondition, rangesOf, readBounds } from './ranges.ts'
-import { readCatalog, type CatalogColumn, type CatalogTable } from './schema.ts'
-import { bulkFormats, cellText, textOf } from './types.ts'
+import { lookupQuery, selectCopies } from './lookup.ts'
+import { beginReading, ident, qualified } from './queries.ts'
+import {
+  between,
+  hashBounds,
+  isRangeable,
+  rangeCondition,
+  rangesOf,
+  readBounds,
+  readSteps,
+  type Keyed,
+} from './ranges.ts'
+import { readCatalog, type CatalogTable } from './schema.ts'
+import { bulkFormats, textOf } from './types.ts'
 
 /**
  * Opens a reader of its own connection, in the view of an exported snapshot or of each call's moment ('now'). `tables`: the
@@ -89,6 +99,22 @@ export async function openReader(
     }
   }
 
+  /** One answer, which an abort does not wait for. */
+  async function readOnce<Answer>(
+    table: CatalogTable,
+    signal: AbortSignal,
+    ask: (client: pg.Client) => Promise<Answer>,
+  ): Promise<Answer> {
+    signal.throwIfAborted()
+    const answers = read(table, signal, async function* (using) {
+      yield await cutOnAbort(using, signal, ask(using))
+    })
+    let answer: { readonly is: Answer } | undefined
+    for await (const is of answers) answer = { is }
+    if (answer === undefined) throw new Failure('BUG', { object: tableName(table.table), observed: 'no answer' })
+    return answer.is
+  }
+
   function tableOf(schema: TableSchema): Described {
     const table = catalog.get(tableName(schema.table))
     if (!table) throw new Failure('TABLE_MISSING', { object: tableName(schema.table) })
@@ -104,31 +130,31 @@ export async function openReader(
 
   return {
     async ranges(schema, rows, signal) {
-      const { table, key } = tableOf(schema)
+      const { table, columns, key } = tableOf(schema)
       const whole: Range = { table: schema.table, estimatedRows: table.estimatedRows }
-      if (!isRangeable(key) || rangesOf(rows, table.estimatedRows) < 2) return [whole]
-      const bounds: string[] = []
-      const pieces = read(table, signal, async function* (using) {
-        yield await readBounds(using, schema.table, key, rows, table.estimatedRows)
+      const wanted = rangesOf(rows, table.estimatedRows)
+      if (!isRangeable(key) || wanted < 2) return [whole]
+      const bounds = await readOnce(table, signal, (using) => readBounds(using, schema.table, { columns, key }, wanted))
+      return between(whole, bounds, Math.round(table.estimatedRows / (bounds.length + 1)))
+    },
+    async split(schema, range, rows, signal) {
+      const described = tableOf(schema)
+      const parts = Math.min(mostParts, rangesOf(rows, range.estimatedRows))
+      if (parts < 2) return [range]
+      const bounds = await readOnce(described.table, signal, async (using) => {
+        if (described.key.length === 0) return hashBounds(range, parts)
+        if (range.from === undefined && range.to === undefined)
+          return await readBounds(using, schema.table, described, parts)
+        return await readSteps(using, range, described, Math.ceil(range.estimatedRows / parts))
       })
-      for await (const found of pieces) bounds.push(...found)
-      const estimatedRows = Math.round(table.estimatedRows / (bounds.length + 1))
-      return Array.from({ length: bounds.length + 1 }, (_, i) => {
-        const from = bounds[i - 1]
-        const to = bounds[i]
-        return {
-          table: schema.table,
-          ...(from === undefined ? {} : { from }),
-          ...(to === undefined ? {} : { to }),
-          estimatedRows,
-        }
-      })
+      return between(range, bounds, Math.ceil(range.estimatedRows / (bounds.length + 1)))
     },
     rows(schema, range, signal) {
-      const { table, columns, key } = tableOf(schema)
+      const described = tableOf(schema)
+      const { table, columns, key } = described
       const cells = columns.map((column) => textOf(column, `t.${ident(column.name)}`)).join(', ')
       const order = key.length === 0 ? '' : ` order by ${key.map((column) => `t.${ident(column.name)}`).join(', ')}`
-      const select = `select ${cells} from only ${qualified(schema.table)} t where ${rangeCondition(range, key, 't')}${order}`
+      const select = `select ${cells} from only ${qualified(schema.table)} t where ${rangeCondition(range, described)}${order}`
       return read(table, signal, (using) =>
         copyRows(copyOut(using, `copy (${select}) to stdout (format binary)`, signal), columns.length),
       )
@@ -155,24 +181,24 @@ export async function openReader(
       for await (const rows of pieces) found.push({ bytes: rows.bytes.slice(), starts: rows.starts.slice() })
       return { ...joined(found), versions }
     },
+    async copies(schema, rows, signal) {
+      const described = tableOf(schema)
+      return await readOnce(described.table, signal, (using) => selectCopies(using, schema, described, rows))
+    },
     async digest(schema, range, signal) {
-      signal.throwIfAborted()
-      const { table, columns, key } = tableOf(schema)
-      let digest: Digest = { rows: 0, sums: [0n, 0n] }
-      const pieces = read(table, signal, async function* (using) {
-        const condition = rangeCondition(range, key, 't')
-        yield await cutOnAbort(using, signal, selectDigest(using, schema.table, columns, condition))
-      })
-      for await (const found of pieces) digest = found
-      return digest
+      const described = tableOf(schema)
+      const condition = rangeCondition(range, described)
+      return await readOnce(described.table, signal, (using) =>
+        selectDigest(using, schema.table, described.columns, condition),
+      )
     },
     formats: (schema) => bulkFormats(narrowed(tableOf(schema))),
     frames(schema, range, format, signal) {
       const described = tableOf(schema)
-      const { table, columns, key } = described
+      const { table, columns } = described
       if (!bulkFormats(narrowed(described)).includes(format))
         throw new Failure('BUG', { object: tableName(schema.table), observed: `format ${format}` })
-      const select = `select ${columns.map((column) => `t.${ident(column.name)}`).join(', ')} from only ${qualified(schema.table)} t where ${rangeCondition(range, key, 't')}`
+      const select = `select ${columns.map((column) => `t.${ident(column.name)}`).join(', ')} from only ${qualified(schema.table)} t where ${rangeCondition(range, described)}`
       const form = format === 'text' ? 'text' : 'binary'
       return read(table, signal, (using) => copyOut(using, `copy (${select}) to stdout (format ${form})`, signal))
     },
@@ -195,45 +221,15 @@ async function cutOnAbort<Result>(client: pg.Client, signal: AbortSignal, work: 
   }
 }
 
+/** Into how many parts a range is split at most: without an index each part reads the whole table. */
+const mostParts = 16
+
 /** A table with its columns in the schema's order; the schema may be that of the other end. */
-type Described = {
-  readonly table: CatalogTable
-  readonly columns: readonly CatalogColumn[]
-  readonly key: readonly CatalogColumn[]
-}
+type Described = Keyed & { readonly table: CatalogTable }
 
 /** The table with the schema's columns in the schema's order: what the frames hold. */
 function narrowed({ table, columns }: Described): CatalogTable {
   return { ...table, columns }
-}
-
-function lookupQuery(schema: TableSchema, { columns, key }: Described, keys: Rows): string {
-  if (key.length === 0)
-    throw new Failure('BUG', { object: tableName(schema.table), observed: 'a lookup without a key' })
-  const names = key.map((column) => `k${column.attnum}`)
-  const values: string[] = []
-  for (let i = 0; i < keys.count; i++) {
-    const cells = readImage(keys.bytes, keys.starts[i] ?? 0, keys.starts[i + 1] ?? 0)
-    // The key's cells alone, in key order, or a whole row's.
-    const ofKey = cells.length === key.length ? cells : schema.key.map((index) => cells[index])
-    const texts = key.map((column, at) => {
-      const cell = ofKey[at]
-      if (!cell)
-        throw new Failure('BUG', {
-          object: tableName(schema.table),
-          observed: `no value for key column ${column.name}`,
-        })
-      return literal(cellText(schema.columns[schema.key[at] ?? 0]?.form ?? 'text', cell))
-    })
-    values.push(`(${[i, ...texts].join(', ')})`)
-  }
-  const cells = columns.map((column) => textOf(column, `t.${ident(column.name)}`)).join(', ')
-  const on = key.map((column) => `t.${ident(column.name)} = v.k${column.attnum}::${column.castType}`).join(' and ')
-  const from =
-    values.length === 0
-      ? `(select 0, ${names.map(() => 'null::text').join(', ')} where false)`
-      : `(values ${values.join(', ')})`
-  return `select t.xmin::text || ' ' || t.ctid::text, ${cells} from ${from} v (i, ${names.join(', ')}) left join only ${qualified(schema.table)} t on ${on} order by v.i`
 }
 
 function joined(parts: readonly { bytes: Uint8Array; starts: Int32Array }[]): Rows {

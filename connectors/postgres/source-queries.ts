@@ -334,9 +334,20 @@ export async function emitMessage(client: pg.ClientBase, prefix: string, content
 }
 /** A snapshot, by the low 32 bits of the ids as in the stream: transactions in progress, and the first id not given out yet. */
 export type Transactions = { readonly next: number; readonly inProgress: ReadonlySet<number> }
-export async function selectInProgress(client: pg.ClientBase): Promise<Transactions> {
-  const { rows } = await client.query<{ snapshot: string }>('select pg_current_snapshot()::text as snapshot')
-  return readSnapshot(rows[0]?.snapshot ?? '')
+/** `at`: after the snapshot, by the server's clock. */
+export async function selectInProgress(client: pg.ClientBase): Promise<Transactions & { readonly at: string }> {
+  const { rows } = await client.query<{ snapshot: string; at: string }>(
+    'select pg_current_snapshot()::text as snapshot, clock_timestamp()::text as at',
+  )
+  return { ...readSnapshot(rows[0]?.snapshot ?? ''), at: rows[0]?.at ?? '' }
+}
+/** Sessions of others that work at a statement. */
+export async function selectLoad(client: pg.ClientBase): Promise<number> {
+  const { rows } = await client.query<{ working: number }>(
+    `select count(*)::int as working from pg_stat_activity
+      where backend_type = 'client backend' and state = 'active' and application_name not like 'crossfade %'`,
+  )
+  return rows[0]?.working ?? 0
 }
 function readSnapshot(text: string): Transactions {
   const [, next = '0', list = ''] = text.split(':')

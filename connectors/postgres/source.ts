@@ -23,18 +23,17 @@ import { readCatalog, tableSchema } from './schema.ts'
 import { freeSlot, openSlot } from './slots.ts'
 import {
   emitMessage,
-  selectInProgress,
+  selectLoad,
   selectSenderTimeout,
   selectSequences,
   selectSequenceState,
   selectServerVersion,
   selectTypeName,
   terminateReaders,
-  type Transactions,
 } from './source-queries.ts'
 import { checkStart } from './start.ts'
 import { openStream } from './stream.ts'
-import { visibility } from './visibility.ts'
+import { selectStillUnseen, selectUnseen } from './visibility.ts'
 
 export type SourceOptions = {
   /** How long a new slot waits for open transactions. */
@@ -57,7 +56,6 @@ export async function openSource(
   const { pipeline } = context
   const name = `crossfade_${pipeline}`
   const control = await connect(config, { name: 'source', pipeline, lockTimeoutMs: lookLimitMs }, signal)
-  const seen = visibility()
   const stop = new AbortController()
   const serverVersion = await ask(selectServerVersion(control), signal).catch(async (error: unknown) => {
     await close(control)
@@ -100,7 +98,6 @@ export async function openSource(
       const confirmed = parseLsn(slot.confirmed_flush_lsn ?? '0/0')
       checkPlace(name, made, after, confirmed, parseLsn(slot.insert_lsn))
       await freeSlot(control, pipeline, name, deadline, signal)
-      seen.begin(after, await ask(selectInProgress(control), signal))
       try {
         const { statusIntervalMs, readAheadBytes, spool } = options
         const timeout = await ask(selectSenderTimeout(control), signal)
@@ -116,7 +113,6 @@ export async function openSource(
           tables,
           ours: (origin: string) => origin.startsWith(`crossfade:${pipeline}:`),
           dir: join(context.dir, 'source'),
-          onDecoded: seen.decoded,
           watch: (client: pg.Client) => endWhenSilent(client, config, { always: true }),
           prepare: async (client: pg.Client) => {
             // A large transaction is sent within one of the sender's own.
@@ -184,7 +180,6 @@ export async function openSource(
       await retention.checkNowAndThen(signal)
       const slot = await retention.slot(signal)
       const insert = positionOf(parseLsn(slot.insert_lsn))
-      seen.prune(await ask(selectInProgress(control), signal))
       const kept = slot.restart_lsn === null ? undefined : Number(parseLsn(slot.wal_lsn) - parseLsn(slot.restart_lsn))
       return {
         position: insert,
@@ -193,14 +188,15 @@ export async function openSource(
         ...(slot.safe_wal_size === null ? {} : { safeBytes: Number(slot.safe_wal_size) }),
       }
     },
-    async visible(position, signal) {
-      for (let first: Transactions | undefined; ;) {
-        const now = await ask(selectInProgress(control), signal)
-        first ??= now
-        if (seen.all(position, now, first)) return
-        await sleep(20, undefined, { signal })
+    async visible(signal) {
+      let unseen = await ask(selectUnseen(control), signal)
+      for (let ms = 5; unseen.open.size > 0; ms = Math.min(2 * ms, 100)) {
+        await sleep(ms, undefined, { signal })
+        unseen = await ask(selectStillUnseen(control, unseen), signal)
       }
+      return positionOf(unseen.lsn)
     },
+    load: async (signal) => await ask(selectLoad(control), signal),
     ddl: (tables, style, signal) => readDdl(config, tables, style, signal),
     counters: async (filter, signal) => await ask(readCounters(control, filter), signal),
     release: retention.release,

@@ -33,7 +33,6 @@ export type StreamOptions = {
   readonly ours: (origin: string) => boolean
   /** Folder of this stream alone. */
   readonly dir: string
-  readonly onDecoded?: (position: Position, xid: number | undefined) => void
   /** Runs on the connection before the stream starts; its rejection is the opening's. */
   readonly prepare?: (client: pg.Client) => Promise<void>
   readonly demandHeld?: (published: Position) => Promise<void>
@@ -113,7 +112,6 @@ class PgoutputStream implements ChangeStream {
       tables: options.tables,
       ours: options.ours,
       after: options.after,
-      ...(options.onDecoded ? { onDecoded: options.onDecoded } : {}),
     })
     this.#spool = openSpool(join(options.dir, 'transactions'), options.spool ?? defaults.spool)
     // Its automatic and timed answers acknowledge what was received, not what is durable.

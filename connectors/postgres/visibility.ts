@@ -1,44 +1,37 @@
-import type { Transactions } from './source-queries.ts'
-import { comparePositions, type Position } from '../../src/model.ts'
+import type pg from 'pg'
+import { parseLsn } from './position.ts'
+import { selectInProgress, type Transactions } from './source-queries.ts'
 
-/**
- * Which transactions may be in the log and yet not visible: a commit that waits for a standby is streamed before a new
- * snapshot sees it. Holds those decoded lately, and those that were open when the stream began, whose place is unknown.
- */
-interface Visibility {
-  begin(after: Position, now: Transactions): void
-  /** A transaction, or a message between transactions, was decoded. */
-  readonly decoded: (position: Position, xid: number | undefined) => void
-  /** Forgets the decoded ones that are visible by now; called about once a second. */
-  prune(now: Transactions): void
-  /** Whether a snapshot taken now sees all commits up to `position`. `before`: what was in progress when first asked. */
-  all(position: Position, now: Transactions, before: Transactions): boolean
+/** A place in the log, when it was read by the server's clock, and the transactions whose commits may stand before it and be visible to nobody yet. */
+export type Unseen = { readonly lsn: bigint; readonly at: string; readonly open: ReadonlySet<number> }
+
+/** A commit stands in the log, and is sent to whoever follows it, before a new snapshot sees it: for as long as it waits for a standby (H20). The log is
+ *  asked first, so a commit that stands before the place is visible, or its transaction is among those in progress. */
+export async function selectUnseen(client: pg.ClientBase): Promise<Unseen> {
+  const { rows } = await client.query<{ lsn: string }>('select pg_current_wal_insert_lsn()::text as lsn')
+  const lsn = parseLsn(rows[0]?.lsn ?? '')
+  const { inProgress, at } = await selectInProgress(client)
+  return { lsn, at, open: inProgress }
 }
 
-export function visibility(): Visibility {
-  let decoded: { readonly position: Position; readonly xid: number }[] = []
-  let unknown: Transactions | undefined
-  let reached = '' as Position
-  return {
-    begin(after, now) {
-      unknown = now
-      reached = after
-    },
-    decoded(position, xid) {
-      if (xid !== undefined) decoded.push({ position, xid })
-      reached = position
-    },
-    prune(now) {
-      decoded = decoded.filter(({ xid }) => isOpen(xid, now))
-    },
-    all(position, now, before) {
-      const open = (xid: number): boolean => isOpen(xid, now)
-      // Not decoded that far: any transaction that was open may lie before it.
-      if (unknown === undefined || comparePositions(reached, position) < 0) return ![...before.inProgress].some(open)
-      if ([...unknown.inProgress].some(open)) return false
-      return !decoded.some(({ position: at, xid }) => comparePositions(at, position) <= 0 && open(xid))
-    },
-  }
+/** Those that may still not be visible. A session that has been idle since, or works at a statement that began since, had not committed; nor had a
+ *  prepared transaction if nobody works at anything older. */
+export async function selectStillUnseen(client: pg.ClientBase, { lsn, at, open }: Unseen): Promise<Unseen> {
+  const { inProgress } = await selectInProgress(client)
+  const left = new Set([...open].filter((xid) => inProgress.has(xid)))
+  if (left.size === 0) return { lsn, at, open: left }
+  const { rows } = await client.query<{ xid: string }>(
+    `select backend_xid::text as xid from pg_stat_activity
+      where backend_xid is not null and (state like 'idle in transaction%' or (state = 'active' and query_start > $1::timestamptz))
+     union all
+     select transaction::text from pg_prepared_xacts
+      where not exists (select from pg_stat_activity
+                         where backend_type = 'client backend' and pid <> pg_backend_pid()
+                           and coalesce(state, 'active') = 'active' and coalesce(query_start, '-infinity') <= $1::timestamptz)`,
+    [at],
+  )
+  for (const { xid } of rows) left.delete(Number(xid))
+  return { lsn, at, open: left }
 }
 
 /** Ids have 32 bits and go round: later means less than half of them ahead. */

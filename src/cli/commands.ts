@@ -1,7 +1,7 @@
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import { basename, dirname, join, relative, resolve } from 'node:path'
 import { Command, CommanderError } from 'commander'
-import { loadConfig, defaultFile, type LoadedConfig } from '../config/load-config.ts'
+import { defaultFile } from '../config/load-config.ts'
 import { editorSchema, type PipelineConfig } from '../config/pipeline-config.ts'
 import type { Finding } from '../connector.ts'
 import { asFailure, codes, Failure } from '../errors.ts'
@@ -9,10 +9,12 @@ import type { Logger } from '../logger.ts'
 import type { Connectors } from '../parts.ts'
 import { statusJson, type Status } from '../status.ts'
 import { configTemplate, nameFrom } from './init.ts'
+import { load, quietly, widthOf, type Call } from './call.ts'
 import { live, type Screen } from './live.ts'
 import { copiedText } from './progress.ts'
 import { countFindings, failureJson, renderFailure, renderFindings, type Paint } from './report.ts'
 import { renderStatus } from './status.ts'
+import { verifyCommand, type VerifyHost } from './verify-command.ts'
 
 /** What a command needs of the world; `main.ts` gives the real one. */
 export type Host = {
@@ -36,7 +38,7 @@ export type Host = {
   /** Aborts with the first SIGINT or SIGTERM: finish what is in hand. `exit`: its exit code, for commands that have nothing to finish. */
   readonly stop: AbortSignal
   readonly exit: () => number
-  readonly pipeline: {
+  readonly pipeline: VerifyHost & {
     readonly check: (
       config: PipelineConfig,
       connectors: Connectors,
@@ -59,20 +61,6 @@ export type Host = {
 }
 
 type Flags = { readonly json?: boolean }
-/** What every command works with. `signal` aborts when it is over. */
-type Call = {
-  readonly host: Host
-  readonly file: string
-  readonly json: boolean
-  readonly signal: AbortSignal
-  /** Set once the configuration is known. */
-  mask: (text: string) => string
-  locate: (key: string) => string | undefined
-}
-
-const widest = 120
-const widthOf = ({ isTTY, columns }: Screen): number => (isTTY ? Math.min(widest, Math.max(40, columns)) : 80)
-
 /** Runs one command; resolves to the exit code. Never rejects for what a user can cause. */
 export async function runCli(args: readonly string[], host: Host): Promise<number> {
   const over = new AbortController()
@@ -112,6 +100,9 @@ export async function runCli(args: readonly string[], host: Host): Promise<numbe
   command('check', 'look at both ends and say what would stand in the way; changes nothing', check)
   command('run', 'copy, then follow the changes, for as long as it runs; the first Ctrl-C ends it cleanly', run)
   command('status', 'say where a pipeline stands', status)
+  verifyCommand(program, async (file, json, work) => {
+    exit = await work(Object.assign(call, { file: resolve(host.cwd, file), json }))
+  })
   try {
     await program.parseAsync(args, { from: 'user' })
     return exit
@@ -138,20 +129,6 @@ function fail(raised: Failure, { host, json, mask, locate }: Call): number {
   else host.err.write(mask(renderFailure(failure, widthOf(host.err), host.err.paint)))
   return codes[failure.code].exit
 }
-
-async function load(call: Call): Promise<LoadedConfig> {
-  const { host, file } = call
-  const loaded = await loadConfig(file, host.env, { connectors: host.connectors, from: host.cwd })
-  call.mask = loaded.mask
-  call.locate = loaded.locate
-  if (!call.json) {
-    for (const { object = '', observed = '', next = '' } of loaded.warnings)
-      host.err.write(`${host.err.paint('yellow', '▲')} ${object}: ${observed}. ${next}\n`)
-  }
-  return loaded
-}
-
-const quietly = (call: Call): Logger => call.host.logger({ level: 'warn', mask: call.mask })
 
 async function init({ host, file, json }: Call): Promise<number> {
   const { typed } = host

@@ -349,6 +349,11 @@ export function memorySink(): MemorySink {
         const found = imagesOf(keys).map((key) => table.keyed.get(keyText(schema, key)))
         return { ...rowsOf(found.map((row) => row ?? [])), versions: found.map((row) => (row ? rowText(row) : '')) }
       },
+      split: async (_, range) => [range],
+      copies: async (schema, rows) =>
+        imagesOf(rows).map((wanted) =>
+          allRows(schema.table).flatMap((row, i) => (rowText(row) === rowText(wanted) ? `${i}` : [])),
+        ),
       async [Symbol.asyncDispose]() {},
     }
   }

@@ -224,6 +224,13 @@ export function memorySource(tables: readonly TableSchema[], clock: () => number
           versions: found.map((row) => (row ? JSON.stringify(row) : '')),
         }
       },
+      split: async (_, range) => [range],
+      copies: async (schema, rows) =>
+        imagesOf(rows).map((wanted) =>
+          [...seen(schema.table)].flatMap(([version, row]) =>
+            JSON.stringify(row) === JSON.stringify(wanted) ? version : [],
+          ),
+        ),
       [Symbol.asyncDispose]: async () => {},
     }
   }
@@ -287,7 +294,7 @@ export function memorySource(tables: readonly TableSchema[], clock: () => number
         position: here(),
         retainedBytes: 16 * log.length,
       }),
-      visible: async () => {},
+      visible: async () => here(),
       async release() {
         retained = false
         kept.clear()

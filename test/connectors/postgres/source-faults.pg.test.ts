@@ -396,7 +396,7 @@ suite('a server of its own', needs('pg'), () => {
     const all = await readUntil(stream, (all) => all.some((one) => one.kind === 'change' && one.new[0] === id))
     const change = all.at(-1)
     assert.ok(change?.kind === 'change')
-    const seen = source.visible(change.position as Position, never).then(() => 'visible' as const)
+    const seen = source.visible(never).then(() => 'visible' as const)
     assert.equal(await Promise.race([seen, sleep(500)]), undefined)
     await admin.query("alter system set synchronous_standby_names = ''")
     await admin.query('select pg_reload_conf()')

@@ -8,7 +8,8 @@ import { runCli, type Host } from '../../../src/cli/commands.ts'
 import { plain, renderFailure, renderFindings } from '../../../src/cli/report.ts'
 import type { Finding } from '../../../src/connector.ts'
 import { Failure } from '../../../src/errors.ts'
-import { fakeHost, statusOf } from './host.ts'
+import { fakeHost, statusOf, nothingPlanned } from './host.ts'
+import { emptyReport } from '../../../src/verify/report.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'crossfade-cli-'))
 after(() => rmSync(folder, { recursive: true }))
@@ -37,7 +38,13 @@ async function cli(
   return { code, out: kept.out, err: kept.err }
 }
 const pipeline = (changes: Partial<Host['pipeline']>): Partial<Host> => ({
-  pipeline: { check: async () => [], run: async () => 'complete', status: async () => statusOf({}), ...changes },
+  pipeline: {
+    check: async () => [],
+    run: async () => 'complete',
+    status: async () => statusOf({}),
+    verify: async () => emptyReport(nothingPlanned),
+    ...changes,
+  },
 })
 
 describe('the command line', () => {
@@ -46,7 +53,7 @@ describe('the command line', () => {
     assert.equal(code, 0)
     assert.deepEqual(
       [...out.matchAll(/^ {2}(\w+) \[options\]/gm)].map(([, name]) => name),
-      ['init', 'check', 'run', 'status'],
+      ['init', 'check', 'run', 'status', 'verify'],
     )
     for (const line of out.split('\n')) assert.ok(line.length <= 80, line)
   })

@@ -1,3 +1,5 @@
+import type { Begin } from '../../../src/verify/journal.ts'
+import { emptyReport } from '../../../src/verify/report.ts'
 import type { Host } from '../../../src/cli/commands.ts'
 import { plain } from '../../../src/cli/report.ts'
 import type { Connector } from '../../../src/connector.ts'
@@ -33,12 +35,15 @@ export function fakeHost(cwd: string, changes: Partial<Host>): { readonly host: 
         check: async () => [],
         run: async () => 'complete' as const,
         status: async () => statusOf({}),
+        verify: async () => emptyReport(nothingPlanned),
       },
       ...changes,
     } satisfies Host,
   }
   return kept
 }
+
+export const nothingPlanned: Begin = { kind: 'begin', v: 1, pipeline: 'shop', at: 0, withValues: false, tables: [] }
 
 export function statusOf(changes: Partial<Status>): Status {
   return {

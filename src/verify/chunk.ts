@@ -1,0 +1,154 @@
+import { Failure, asFailure } from '../errors.ts'
+import { tableName, type Range, type TableSchema } from '../model.ts'
+import { compareRange, findSuspects, type Ends, type Suspect } from './compare.ts'
+import type { ChunkLine, DifferenceLine, Line, UnsettledLine } from './journal.ts'
+import { told } from './told.ts'
+import { settle, type Difference, type Witness } from './settle.ts'
+
+/** How one piece of a table is compared. Times in ms. */
+export type ChunkOptions = {
+  /** Until a row that differs is given up as unknown. */
+  readonly settleMs: number
+  /** No statement, and no snapshot, lasts longer. */
+  readonly readMs: number
+  readonly withValues: boolean
+  readonly now: () => number
+}
+
+/** By their numbers in the table's plan. */
+type Place = { readonly first: number; readonly last: number }
+
+/** What a range of a table comes to: the lines about it, of which the last is the piece's own. `parts`: it, in pieces of the size that one statement should
+ *  read. What cannot be read is unknown; rejects where it is worth trying again. */
+export async function verifyChunk(
+  ends: Ends,
+  schema: TableSchema,
+  parts: readonly Range[],
+  { first, last }: Place,
+  witness: Witness,
+  { settleMs, readMs, withValues, now }: ChunkOptions,
+  signal: AbortSignal,
+): Promise<readonly Line[]> {
+  const table = tableName(schema.table)
+  const lines: (DifferenceLine | UnsettledLine)[] = []
+  const count = { ...none }
+  let why: string | undefined
+  const judge = async (suspects: readonly Suspect[]): Promise<void> => {
+    const firstSeen = now()
+    for (const one of await settle(ends, schema, suspects, witness, settleMs, signal)) {
+      count.rechecks = Math.max(count.rechecks, one.rechecks)
+      if (one.kind === 'same') count.transient++
+      else if (one.kind === 'unknown') {
+        count.unsettled++
+        why ??= one.why
+        const { key } = one.suspect
+        lines.push({ kind: 'unsettled', table, key, why: one.why, rechecks: one.rechecks })
+      } else if (!isOfAnotherKey(schema, one)) {
+        const line = lineOf(schema, one, firstSeen, withValues)
+        if (line.what === 'only source') count.onlySource++
+        else if (line.what === 'only target') count.onlyTarget++
+        else if (line.what === 'different') count.different++
+        else {
+          const [source, target] = line.copies ?? [0, 0]
+          count.onlySource += Math.max(0, source - target)
+          count.onlyTarget += Math.max(0, target - source)
+        }
+        lines.push(line)
+      }
+    }
+  }
+  try {
+    for (const part of parts) {
+      const limited = <T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> => limit(readMs, signal, work)
+      const compared = await limited(async (signal) => await compareRange(ends, schema, part, signal))
+      count.source += compared.source
+      count.target += compared.target
+      if (compared.equal) continue
+      const finding = new AbortController()
+      const groups = findSuspects(ends, schema, part, compared, finding.signal)
+      for (;;) {
+        const group = await limited(async (signal) => {
+          const end = (): void => finding.abort(signal.reason)
+          signal.addEventListener('abort', end, { once: true })
+          try {
+            return await groups.next()
+          } finally {
+            signal.removeEventListener('abort', end)
+          }
+        })
+        if (group.done === true) break
+        await judge(group.value)
+      }
+    }
+  } catch (error) {
+    if (signal.aborted || asFailure(error).policy === 'retry') throw error
+    why = told(error)
+  }
+  const differs = count.onlySource + count.onlyTarget + count.different > 0
+  const verdict = differs ? 'different' : why === undefined ? 'equal' : 'unknown'
+  const chunk: ChunkLine = {
+    kind: 'chunk',
+    table,
+    first,
+    last,
+    at: now(),
+    verdict,
+    ...count,
+    ...(why !== undefined && { why }),
+  }
+  return [...lines, chunk]
+}
+
+/** Both ends have the row, under keys that are equal and print differently: it is told where the source's key is. */
+function isOfAnotherKey({ key }: TableSchema, { suspect, source, target }: Difference): boolean {
+  if (key.length === 0 || source.row === undefined || target.row === undefined) return false
+  return key.some((column, i) => source.row?.[column] !== suspect.key[i])
+}
+
+function lineOf(schema: TableSchema, found: Difference, firstSeen: number, withValues: boolean): DifferenceLine {
+  const { suspect, source, target, position, rechecks } = found
+  const about = {
+    kind: 'difference',
+    table: tableName(schema.table),
+    key: suspect.key,
+    position,
+    firstSeen,
+    rechecks,
+  } as const
+  if (schema.key.length === 0) return { ...about, what: 'copies', columns: [], copies: [source.copies, target.copies] }
+  const columns = schema.columns.flatMap(({ name }, i) => {
+    const [from, to] = [source.row?.[i], target.row?.[i]]
+    if (from === to || (!withValues && (from === undefined || to === undefined))) return []
+    return withValues
+      ? { name, ...(from !== undefined && { source: from }), ...(to !== undefined && { target: to }) }
+      : { name }
+  })
+  const what = target.row === undefined ? 'only source' : source.row === undefined ? 'only target' : 'different'
+  return { ...about, what, columns }
+}
+
+async function limit<T>(ms: number, signal: AbortSignal, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const late = AbortSignal.timeout(ms)
+  try {
+    return await work(AbortSignal.any([signal, late]))
+  } catch (error) {
+    if (signal.aborted || !late.aborted) throw error
+    throw new Failure('LIMIT_EXCEEDED', { observed: `reading it took longer than ${ms / 1000} s` })
+  }
+}
+
+const none = {
+  source: 0,
+  target: 0,
+  onlySource: 0,
+  onlyTarget: 0,
+  different: 0,
+  unsettled: 0,
+  transient: 0,
+  rechecks: 0,
+}
+
+/** A piece that could not be read. */
+export function unread({ table }: TableSchema, { first, last }: Place, error: unknown, at: number): ChunkLine {
+  return { kind: 'chunk', table: tableName(table), first, last, at, verdict: 'unknown', ...none, why: told(error) }
+}

@@ -1,0 +1,153 @@
+import { createReadStream } from 'node:fs'
+import { open, rename } from 'node:fs/promises'
+import { createInterface } from 'node:readline'
+import { Failure } from '../errors.ts'
+import type { Position, Range } from '../model.ts'
+
+/** Equal, or different, or not known: nothing else counts as verified. */
+export type Verdict = 'equal' | 'different' | 'unknown'
+/** A table as it is verified: what was compared, and in which pieces. `why`: it cannot be verified, and is not read. */
+export type Planned = {
+  readonly table: string
+  readonly columns: readonly string[]
+  readonly key: readonly string[]
+  readonly ranges: readonly Range[]
+  readonly why?: string
+}
+/** Times in ms since 1970. */
+export type Begin = {
+  readonly kind: 'begin'
+  readonly v: 1
+  readonly pipeline: string
+  readonly at: number
+  readonly withValues: boolean
+  readonly tables: readonly Planned[]
+}
+/** A row that differs. `columns`: those in which it does, of a row that is at both ends; their values only where they were asked for. `copies`: of a row
+ *  without a key, how often it is at the source and at the target. */
+export type DifferenceLine = {
+  readonly kind: 'difference'
+  readonly table: string
+  readonly what: 'only source' | 'only target' | 'different' | 'copies'
+  readonly key: readonly (string | null)[]
+  readonly columns: readonly {
+    readonly name: string
+    readonly source?: string | null
+    readonly target?: string | null
+  }[]
+  readonly copies?: readonly [number, number]
+  readonly position: Position
+  readonly firstSeen: number
+  readonly rechecks: number
+}
+/** A row of which nothing could be said. */
+export type UnsettledLine = {
+  readonly kind: 'unsettled'
+  readonly table: string
+  readonly key: readonly (string | null)[]
+  readonly why: string
+  readonly rechecks: number
+}
+/** Ranges `first` to `last` of a table's are done; the lines since the one before are of them. */
+export type ChunkLine = {
+  readonly kind: 'chunk'
+  readonly table: string
+  readonly first: number
+  readonly last: number
+  readonly at: number
+  readonly verdict: Verdict
+  readonly why?: string
+  readonly source: number
+  readonly target: number
+  readonly onlySource: number
+  readonly onlyTarget: number
+  readonly different: number
+  readonly unsettled: number
+  /** Rows that differed when they were first seen, and were under way. */
+  readonly transient: number
+  readonly rechecks: number
+}
+/** `why`: what keeps the whole from being equal though its parts may be. */
+export type End = {
+  readonly kind: 'end'
+  readonly at: number
+  readonly verdict: Verdict
+  readonly why?: string
+  readonly throttledMs: number
+}
+export type Line = Begin | DifferenceLine | UnsettledLine | ChunkLine | End
+
+/** What a verification has found so far, on disk: appended chunk by chunk, so that one that was killed goes on behind the last. For one process at a time. */
+export interface Journal extends AsyncDisposable {
+  /** Durable when it resolves, all or none. */
+  append(lines: readonly Line[]): Promise<void>
+}
+
+/** Begins anew; a former one is replaced once this one's beginning is on disk. Only its owner may read the file: it names keys. */
+export async function createJournal(path: string, begin: Begin): Promise<Journal> {
+  const draft = `${path}.new`
+  const file = await open(draft, 'w', 0o600)
+  await file.appendFile(`${JSON.stringify(begin)}\n`)
+  await file.sync()
+  await rename(draft, path)
+  return writer(file)
+}
+
+/** Goes on behind its last whole chunk. */
+export async function resumeJournal(path: string): Promise<Journal> {
+  const file = await open(path, 'r+')
+  let kept = 0
+  for await (const { end } of chunks(path)) kept = end
+  const { size } = await file.stat()
+  // All of the last line but its end was written.
+  if (size < kept) await file.write('\n', size)
+  await file.truncate(kept)
+  return writer(file, kept)
+}
+
+function writer(file: Awaited<ReturnType<typeof open>>, end = -1): Journal {
+  let last: Promise<void> = Promise.resolve()
+  let at = end
+  const write = async (lines: readonly Line[]): Promise<void> => {
+    at = at < 0 ? (await file.stat()).size : at
+    const bytes = Buffer.from(lines.map((line) => `${JSON.stringify(line)}\n`).join(''))
+    await file.write(bytes, 0, bytes.length, at)
+    await file.datasync()
+    at += bytes.length
+  }
+  return {
+    append: (lines) => (last = last.then(async () => await write(lines))),
+    async [Symbol.asyncDispose]() {
+      await last.catch(() => {})
+      await file.close()
+    },
+  }
+}
+
+/** Lines of whole chunks, in the order they were written. UNSUPPORTED for a file of another version. */
+export async function* readJournal(path: string): AsyncGenerator<Line, void, void> {
+  for await (const { lines } of chunks(path)) yield* lines
+}
+
+type Piece = { readonly lines: readonly Line[]; readonly end: number }
+
+/** A line that ends a piece, with those before it; what a crash left of an unfinished one is passed over. */
+async function* chunks(path: string): AsyncGenerator<Piece, void, void> {
+  let lines: Line[] = []
+  let end = 0
+  for await (const text of createInterface({ input: createReadStream(path), crlfDelay: Infinity })) {
+    let line: Line
+    try {
+      line = JSON.parse(text) as Line
+    } catch {
+      return // torn by a crash
+    }
+    end += Buffer.byteLength(text) + 1
+    if (line.kind === 'begin' && line.v !== 1)
+      throw new Failure('UNSUPPORTED', { object: path, observed: `version ${String(line.v)}`, needed: 'version 1' })
+    lines.push(line)
+    if (line.kind === 'difference' || line.kind === 'unsettled') continue
+    yield { lines, end }
+    lines = []
+  }
+}

@@ -1,0 +1,161 @@
+import type { TableReader } from '../connector.ts'
+import { asFailure, Failure } from '../errors.ts'
+import type { Position, TableSchema } from '../model.ts'
+import { rowsOf } from '../rows.ts'
+import { told } from './told.ts'
+import { asBuffer, cellsOf, spans, texts, type Ends, type Suspect } from './compare.ts'
+
+/** What says how far each end is. Both wait as long as it takes. */
+export interface Witness {
+  /** Resolves once a new reader of the source sees all that anyone may have seen of it before the call, to a place at or after that. */
+  visible(signal: AbortSignal): Promise<Position>
+  /** Resolves once the target holds everything the source committed up to `position`. */
+  applied(position: Position, signal: AbortSignal): Promise<void>
+}
+/** `different`: the source held `source` over the whole time in which the target held `target`, though it had applied all that came before. `same`: both
+ *  ends held the same after all; it was under way. `unknown`: neither could be said, `why`. */
+export type Settled =
+  | { readonly kind: 'same'; readonly suspect: Suspect; readonly rechecks: number }
+  | { readonly kind: 'unknown'; readonly suspect: Suspect; readonly rechecks: number; readonly why: string }
+  | Difference
+/** `source`, `target`: the row's texts, absent where there is none; of a table without a key, in how many copies. `position`: both ends were compared
+ *  with all applied up to there. */
+export type Difference = {
+  readonly kind: 'different'
+  readonly suspect: Suspect
+  readonly rechecks: number
+  readonly position: Position
+  readonly source: Found
+  readonly target: Found
+}
+/** `versions`: the same as long as nobody has written to the row, or to any of the copies. */
+export type Found = { readonly row?: readonly (string | null)[]; readonly copies: number; readonly versions: string }
+
+/** Tells for each row whether it differs, by reading it again and again (H20): at the target; once all that the target may have been sent is visible, at the
+ *  source; once what was seen there is applied, at the target, and then at the source again. What then differs, and was touched at neither end in between,
+ *  differs; a row that reads alike is the same; anything else is asked again until `limitMs` has passed, and then unknown. The rows of a call share every
+ *  wait. */
+export async function settle(
+  ends: Ends,
+  schema: TableSchema,
+  suspects: readonly Suspect[],
+  witness: Witness,
+  limitMs: number,
+  signal: AbortSignal,
+): Promise<readonly Settled[]> {
+  const settled: Settled[] = []
+  let open = suspects
+  let rechecks = 0
+  let why = 'it changed too often to be read at both ends between two changes'
+  const limit = AbortSignal.timeout(limitMs)
+  const until = AbortSignal.any([signal, limit])
+  /** What takes long is why nothing can be said. */
+  const during = async <T>(reason: string, work: () => Promise<T>): Promise<T> => {
+    const former = why
+    why = reason
+    const result = await work()
+    why = former
+    return result
+  }
+  const visible = async (): Promise<Position> =>
+    await during('a commit at the source that is in its log was not visible', async () => await witness.visible(until))
+  const read = async (reader: TableReader): Promise<readonly Found[]> =>
+    await during('reading it took too long', async () => await readRows(reader, schema, open, until))
+  try {
+    let before = await read(ends.target)
+    await visible()
+    let seen = await read(ends.source)
+    while (open.length > 0) {
+      const position = await visible()
+      await during('the target had not applied what was seen at the source', async () => {
+        await witness.applied(position, until)
+      })
+      const now = await read(ends.target)
+      await visible()
+      const again = await read(ends.source)
+      rechecks++
+      const left: number[] = []
+      for (const [i, suspect] of open.entries()) {
+        const row = { first: seen[i], target: [before[i], now[i]], last: again[i] }
+        const verdict = judge(row.first, row.target[0], row.target[1], row.last)
+        if (verdict === 'again') left.push(i)
+        else if (verdict === 'same') settled.push({ kind: 'same', suspect, rechecks })
+        else {
+          const source = again[i] ?? nothing
+          const target = now[i] ?? nothing
+          settled.push({ kind: 'different', suspect, rechecks, position, source, target })
+        }
+      }
+      open = left.flatMap((i) => open[i] ?? [])
+      before = left.flatMap((i) => now[i] ?? [])
+      seen = left.flatMap((i) => again[i] ?? [])
+    }
+  } catch (error) {
+    if (signal.aborted) throw error
+    if (!limit.aborted && asFailure(error).policy === 'retry') throw error
+    if (!limit.aborted) why = told(error)
+    for (const suspect of open) settled.push({ kind: 'unknown', suspect, rechecks, why })
+  }
+  return settled
+}
+
+const nothing: Found = { copies: 0, versions: '' }
+
+/** Of one row: source, target, target and source, read in the order target, source, target, source. */
+export function judge(
+  first: Found = nothing,
+  before: Found = nothing,
+  now: Found = nothing,
+  last: Found = nothing,
+): 'same' | 'different' | 'again' {
+  if (isSame(last, now) || isSame(first, now)) return 'same'
+  return first.versions === last.versions && before.versions === now.versions ? 'different' : 'again'
+}
+
+export function isSame(a: Found, b: Found): boolean {
+  if (a.copies !== b.copies) return false
+  if (a.row === undefined || b.row === undefined) return a.row === b.row
+  return a.row.every((text, i) => text === b.row?.[i])
+}
+
+const keysAtOnce = 500
+
+/** The rows as they are now, in the order of the suspects. */
+export async function readRows(
+  reader: TableReader,
+  schema: TableSchema,
+  suspects: readonly Suspect[],
+  signal: AbortSignal,
+): Promise<readonly Found[]> {
+  const found: Found[] = []
+  const all = schema.columns.map((_, i) => i)
+  for (let from = 0; from < suspects.length; from += keysAtOnce) {
+    const some = suspects.slice(from, from + keysAtOnce)
+    const keys = rowsOf(some.map(({ key }) => cellsOf(key)))
+    if (schema.key.length === 0) {
+      const copies = await reader.copies(schema, keys, signal)
+      some.forEach(({ key }, i) => {
+        const versions = copies[i] ?? []
+        found.push({ row: key, copies: versions.length, versions: versions.join('\n') })
+      })
+      continue
+    }
+    const rows = await reader.lookup(schema, keys, signal)
+    if (rows.count !== some.length)
+      throw new Failure('TARGET_SHAPE', {
+        observed: `${rows.count} rows with ${some.length} keys`,
+        needed: 'a unique index on the key',
+      })
+    let i = 0
+    for (const [start, end] of spans({ ...rows, bytes: asBuffer(rows) })) {
+      const versions = rows.versions[i++] ?? ''
+      found.push(start === end ? nothing : { row: texts(schema, rows, start, end, all), copies: 1, versions })
+    }
+  }
+  return found
+}
+
+/** For ends that nothing moves between: a copy that is complete, after which nothing is captured. */
+export function stillness(visible: Witness['visible']): Witness {
+  return { visible, applied: async () => {} }
+}

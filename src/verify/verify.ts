@@ -1,0 +1,313 @@
+import { existsSync, mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { isDeepStrictEqual } from 'node:util'
+import type { PipelineConfig } from '../config/pipeline-config.ts'
+import type { Sink, Source, TableFilter } from '../connector.ts'
+import { leases } from '../coordinate/lease.ts'
+import type { StateStore } from '../coordinate/state-store.ts'
+import { asFailure, Failure } from '../errors.ts'
+import type { Logger } from '../logger.ts'
+import { tableName, type Range, type TableSchema } from '../model.ts'
+import { partsOf, type Connectors } from '../parts.ts'
+import { hasEnded, thisProcess } from '../process-identity.ts'
+import { registeredTables } from '../registry.ts'
+import { unread, verifyChunk } from './chunk.ts'
+import type { Ends } from './compare.ts'
+import {
+  createJournal,
+  readJournal,
+  resumeJournal,
+  type Begin,
+  type ChunkLine,
+  type End,
+  type Journal,
+  type Line,
+  type Planned,
+} from './journal.ts'
+import { joined, workOf } from './plan.ts'
+import { emptyReport, keepSummary, summarise, type Report } from './report.ts'
+import { stillness, type Witness } from './settle.ts'
+import { throttle, type Limits } from './throttle.ts'
+import { told } from './told.ts'
+import { witnessOf } from './witness.ts'
+
+/** Times in ms. */
+export type VerifyOptions = Limits & {
+  /** Absent: all tables of the pipeline. */
+  readonly tables?: TableFilter | undefined
+  /** Pieces that are compared at once, each with a connection to each end. */
+  readonly jobs: number
+  readonly settleMs: number
+  readonly readMs: number
+  readonly withValues: boolean
+  /** Does not go on with a verification that was interrupted. */
+  readonly fresh: boolean
+}
+type Controls = { readonly signal: AbortSignal; readonly watch: (report: Report) => void }
+
+const leaseMs = 15_000
+/** Rows between two bounds that are looked up before anything is compared. */
+const rangeRows = 20_000
+/** Rows that one statement reads at most, however fast they are. */
+const mostRows = 500_000
+const attempts = 3
+
+/** Where a pipeline's last verification stands. */
+export function journalPath(config: PipelineConfig): string {
+  return join(config.dir, `${config.name}.verify.jsonl`)
+}
+
+/** Compares both ends of a pipeline, which may be running: what differs is told once it is certain that it is not under way. Goes on where one that was
+ *  killed has stopped. VERIFY_RUNNING if another process does it; rejects also when the signal aborts, with the journal left to go on from. */
+export async function verifyPipeline(
+  config: PipelineConfig,
+  connectors: Connectors,
+  log: Logger,
+  options: VerifyOptions,
+  { signal, watch }: Controls,
+): Promise<Report> {
+  const parts = await partsOf(config, connectors, log)
+  await using store = await parts.store(signal)
+  await using lease = await leases(store, thisProcess(), { hasEnded }).tryAcquire('verify', leaseMs, signal)
+  if (lease === undefined) throw new Failure('VERIFY_RUNNING', { object: config.name })
+  const under = AbortSignal.any([signal, lease.signal])
+  await using source = await parts.source(store, under)
+  await using sink = await parts.sink(under)
+  const still = (await store.get('complete', under)) !== undefined
+  const witness = still ? stillness(async (signal) => await source.visible(signal)) : witnessOf(source, sink, store)
+  const schemas = await schemasOf(config, { source, sink, store }, options, under)
+  const path = journalPath(config)
+  mkdirSync(config.dir, { recursive: true })
+  const former = options.fresh ? undefined : await unfinished(path, config.name, schemas, options.withValues)
+  const report = former ?? emptyReport(await plan(config.name, schemas, source, options, under))
+  await using journal = former === undefined ? await createJournal(path, report.begin) : await resumeJournal(path)
+  const run: Run = { source, sink, witness, journal, report, options, schemas, watch }
+  const limits = throttle(options, source.load && (async (signal) => (await source.load?.(signal)) ?? 0))
+  await compareAll(run, limits.pass, under)
+  const end = await judgeWhole(run, limits.waitedMs, under)
+  await journal.append([end])
+  summarise(report, end)
+  watch(report)
+  await keepSummary(store, report, under)
+  return report
+}
+
+type Run = {
+  readonly source: Source
+  readonly sink: Sink
+  readonly witness: Witness
+  readonly journal: Journal
+  readonly report: Report
+  readonly options: VerifyOptions
+  readonly schemas: readonly Described[]
+  readonly watch: (report: Report) => void
+}
+type Described = { readonly schema: TableSchema; readonly why?: string }
+
+/** The pipeline's tables as the source has them now, and why one of them cannot be compared yet. */
+async function schemasOf(
+  config: PipelineConfig,
+  { source, sink, store }: { readonly source: Source; readonly sink: Sink; readonly store: StateStore },
+  { tables }: VerifyOptions,
+  signal: AbortSignal,
+): Promise<readonly Described[]> {
+  const registered = await registeredTables(store, signal)
+  if (registered.length === 0)
+    throw new Failure('CHECK_FAILED', {
+      object: config.name,
+      observed: 'the pipeline has not begun: there is nothing to compare',
+      next: 'crossfade run',
+    })
+  const wanted = registered.filter(({ schema }) => tables === undefined || tables(schema.table))
+  if (wanted.length === 0)
+    throw new Failure('USAGE', { observed: 'no table of the pipeline has such a name', next: 'See crossfade status' })
+  const names = new Set(wanted.map(({ schema }) => tableName(schema.table)))
+  const now = await source.tables((table) => names.has(tableName(table)), signal)
+  const found = new Map(now.map((schema) => [tableName(schema.table), schema]))
+  const live = new Set((await sink.copies(signal)).flatMap(({ table, live }) => (live ? tableName(table) : [])))
+  return wanted.map(({ schema }) => {
+    const name = tableName(schema.table)
+    const current = found.get(name)
+    if (current === undefined) return { schema, why: 'TABLE_MISSING: no longer at the source' }
+    return config.mode === 'incremental' || live.has(name)
+      ? { schema: current }
+      : { schema: current, why: 'its copy is not complete yet' }
+  })
+}
+
+async function plan(
+  pipeline: string,
+  schemas: readonly Described[],
+  source: Source,
+  { withValues }: VerifyOptions,
+  signal: AbortSignal,
+): Promise<Begin> {
+  const tables: Planned[] = []
+  await using reader = await source.reader('now', signal)
+  for (const { schema, why } of schemas) {
+    const about = describe(schema)
+    if (why !== undefined) tables.push({ ...about, ranges: [], why })
+    else {
+      try {
+        tables.push({ ...about, ranges: await rangesOf(schema) })
+      } catch (error) {
+        if (signal.aborted) throw error
+        tables.push({ ...about, ranges: [], why: told(error) })
+      }
+    }
+  }
+  async function rangesOf(schema: TableSchema): Promise<readonly Range[]> {
+    const ranges = await reader.ranges(schema, rangeRows, signal)
+    const [whole] = ranges
+    // Rows without a key are read once, as long as they do not differ.
+    if (ranges.length > 1 || whole === undefined || schema.key.length === 0) return ranges
+    return whole.estimatedRows > 2 * mostRows ? await reader.split(schema, whole, mostRows, signal) : ranges
+  }
+  const size = ({ ranges }: Planned): number => ranges.reduce((sum, { estimatedRows }) => sum + estimatedRows, 0)
+  tables.sort((a, b) => size(b) - size(a))
+  return { kind: 'begin', v: 1, pipeline, at: Date.now(), withValues, tables }
+}
+
+function describe({ table, columns, key }: TableSchema): Omit<Planned, 'ranges'> {
+  return {
+    table: tableName(table),
+    columns: columns.map(({ name }) => name),
+    key: key.flatMap((column) => columns[column]?.name ?? []),
+  }
+}
+
+/** What an interrupted verification of the same tables has found so far. */
+async function unfinished(
+  path: string,
+  pipeline: string,
+  schemas: readonly Described[],
+  withValues: boolean,
+): Promise<Report | undefined> {
+  if (!existsSync(path)) return undefined
+  let report: Report | undefined
+  for await (const line of readJournal(path)) {
+    if (line.kind === 'begin') {
+      const asked = schemas.map(({ schema, why }) => ({ ...describe(schema), why }))
+      const begun = line.tables.map(({ table, columns, key, why }) => ({ table, columns, key, why }))
+      const byName = (a: { readonly table: string }, b: { readonly table: string }): number =>
+        a.table < b.table ? -1 : 1
+      const same = isDeepStrictEqual(asked.toSorted(byName), begun.toSorted(byName))
+      if (line.pipeline !== pipeline || line.withValues !== withValues || !same) return undefined
+      report = emptyReport(line)
+    } else if (line.kind === 'end') return undefined
+    else if (report !== undefined) summarise(report, line)
+  }
+  return report
+}
+
+async function compareAll(
+  { source, sink, witness, journal, report, options, schemas, watch }: Run,
+  pass: (rows: number, signal: AbortSignal) => Promise<void>,
+  signal: AbortSignal,
+): Promise<void> {
+  const { tables } = report.begin
+  const byName = new Map(schemas.map(({ schema }) => [tableName(schema.table), schema]))
+  const most = Math.min(mostRows, options.rate ?? mostRows)
+  const work = workOf(tables, report.chunks, most)
+  const failed = new AbortController()
+  const either = AbortSignal.any([signal, failed.signal])
+  const job = async (): Promise<void> => {
+    await using ends = reopening(source, sink)
+    for (let piece = work.take(); piece !== undefined; piece = work.take()) {
+      const { table, ranges } = tables[piece.table] ?? { table: '', ranges: [] }
+      const schema = byName.get(table)
+      if (schema === undefined) continue
+      const range = joined(ranges, piece.first, piece.last)
+      await pass(range.estimatedRows, either)
+      const began = performance.now()
+      const compare = async (ends: Ends): Promise<readonly Line[]> => {
+        const rows = work.rowsAtOnce(piece.table)
+        const large = schema.key.length > 0 && range.estimatedRows > 2 * rows
+        const pieces = large ? await ends.source.split(schema, range, rows, either) : [range]
+        return await verifyChunk(ends, schema, pieces, piece, witness, { ...options, now: Date.now }, either)
+      }
+      let lines: readonly Line[]
+      try {
+        lines = await ends.using(either, compare)
+      } catch (error) {
+        // Without a server nothing else can be compared either.
+        if (either.aborted || asFailure(error).code === 'SERVER_UNREACHABLE') throw error
+        lines = [unread(schema, piece, error, Date.now())]
+      }
+      await journal.append(lines)
+      for (const line of lines) summarise(report, line)
+      const chunk = lines.at(-1) as ChunkLine
+      // What waited for proofs says nothing about the cost of a row.
+      if (chunk.verdict === 'equal' && chunk.transient === 0) work.done(piece, chunk.source, performance.now() - began)
+      watch(report)
+    }
+  }
+  const jobs = Array.from({ length: options.jobs }, async () => {
+    try {
+      await job()
+    } catch (error) {
+      failed.abort(error)
+      throw error
+    }
+  })
+  const outcomes = await Promise.allSettled(jobs)
+  if (outcomes.some(({ status }) => status === 'rejected')) throw failed.signal.reason
+}
+
+/** A pair of readers, opened anew where a connection was lost: a piece is begun again a few times. */
+function reopening(
+  source: Source,
+  sink: Sink,
+): AsyncDisposable & {
+  using(signal: AbortSignal, work: (ends: Ends) => Promise<readonly Line[]>): Promise<readonly Line[]>
+} {
+  let ends: Ends | undefined
+  const close = async (): Promise<void> => {
+    const closing = ends
+    ends = undefined
+    await Promise.allSettled([closing?.source[Symbol.asyncDispose](), closing?.target[Symbol.asyncDispose]()])
+  }
+  return {
+    async using(signal, work) {
+      for (let attempt = 1; ; attempt++) {
+        try {
+          ends ??= { source: await source.reader('now', signal), target: await sink.reader(signal) }
+          return await work(ends)
+        } catch (error) {
+          await close()
+          if (signal.aborted || attempt === attempts || asFailure(error).policy !== 'retry') throw error
+          await sleep(500 * attempt, undefined, { signal })
+        }
+      }
+    },
+    [Symbol.asyncDispose]: close,
+  }
+}
+
+/** Equal parts make an equal whole only where nothing is under way that nobody has seen: all that the source had committed when the last part was read is
+ *  visible there, and applied at the target. */
+async function judgeWhole({ witness, report, options }: Run, throttledMs: number, signal: AbortSignal): Promise<End> {
+  const end = (verdict: End['verdict'], why?: string): End => ({
+    kind: 'end',
+    at: Date.now(),
+    verdict,
+    throttledMs,
+    ...(why !== undefined && { why }),
+  })
+  const states = report.tables.map(({ verdict }) => verdict)
+  if (states.includes('different')) return end('different')
+  if (states.includes('unknown')) return end('unknown', 'some tables could not be verified')
+  const limit = AbortSignal.timeout(options.settleMs)
+  const until = AbortSignal.any([signal, limit])
+  let waitsFor = 'a commit at the source that is in its log is not visible yet'
+  try {
+    const position = await witness.visible(until)
+    waitsFor = 'the target has not applied all that the source had committed'
+    await witness.applied(position, until)
+    return end('equal')
+  } catch (error) {
+    if (signal.aborted) throw error
+    return end('unknown', limit.aborted ? waitsFor : told(error))
+  }
+}
