@@ -19,7 +19,7 @@ import type {
   TopicPartition,
   TypeParts,
 } from './model.ts'
-import type { ChangeBatch, LaneBatch, Rows } from './rows.ts'
+import type { ChangeBatch, LaneBatch, Mending, Rows } from './rows.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import type { ErrorCode } from './errors.ts'
 import type { Logger } from './logger.ts'
@@ -161,12 +161,11 @@ export interface Lane extends AsyncDisposable {
   /** Takes partitions over for this connection (a stuck former one is ended) and returns where to go on. `generation`: the group's; refused if older
    *  than the row's. */
   claim(partitions: readonly TopicPartition[], generation: number, signal: AbortSignal): Promise<readonly Checkpoint[]>
-  /** Locks the partition's checkpoint, lets `read` fetch the rows for it (empty image: no such row), writes them, commits. */
+  /** Locks the partition's checkpoint, lets `read` fetch what is to stand at it, writes that, commits. Needs no claim. */
   repair(
     at: TopicPartition,
     schema: TableSchema,
-    keys: Rows,
-    read: (at: Checkpoint) => Promise<Rows>,
+    read: (at: Checkpoint) => Promise<Mending>,
     signal: AbortSignal,
   ): Promise<void>
   /** Rows and checkpoints, or neither; resolves when committed. Returns the partitions whose row is no longer as the advance expects: then nothing

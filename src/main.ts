@@ -12,6 +12,7 @@ import { nearest } from './config/near.ts'
 import { asFailure, Failure } from './errors.ts'
 import { checkPipeline, readStatus } from './inspect.ts'
 import { runPipeline } from './pipeline.ts'
+import { repairPipeline } from './verify/repair.ts'
 import { verifyPipeline } from './verify/verify.ts'
 
 /** Found from here upwards: the sources and the compiled package lie at different depths. */
@@ -104,7 +105,13 @@ const host: Host = {
   },
   stop: stop.signal,
   exit: () => exitCode(stoppedBy ?? 'SIGINT'),
-  pipeline: { check: checkPipeline, run: runPipeline, status: readStatus, verify: verifyPipeline },
+  pipeline: {
+    check: checkPipeline,
+    run: runPipeline,
+    status: readStatus,
+    verify: verifyPipeline,
+    repair: repairPipeline,
+  },
 }
 
 const code = await runCli(process.argv.slice(2), host)

@@ -46,6 +46,10 @@ export type LaneBatch = {
   readonly ordered: () => ChangeBatch
 }
 
+/** What a repair writes: for each of `keys` its row, or none where the image is empty. Without a key, `copies` tells how many there are to be of each
+ *  whole row. */
+export type Mending = { readonly keys: Rows; readonly rows: Rows; readonly copies?: readonly number[] }
+
 /** A row image's cells: bytes and how to read them, null, or undefined where absent. For tests and single rows; batches are walked in place. */
 export type Cell = { readonly tag: typeof Tag.text | typeof Tag.native; readonly bytes: Uint8Array } | null | undefined
 

@@ -27,10 +27,10 @@ export function openLane(session: Session): Lane {
     arrive: (barrier, advance, signal) => session.call(signal, async () => await arrive(session, barrier, advance)),
     load: (schema, chunk, data, epoch, signal) =>
       session.call(signal, async () => await load(session, schema, chunk, data, epoch)),
-    repair: (at, schema, keys, read, signal) =>
+    repair: (at, schema, read, signal) =>
       session.call(signal, async () => {
         await session.nameWrites()
-        await repair(session, at, schema, keys, read)
+        await repair(session, at, schema, read)
       }),
     formats(schema) {
       const table = session.targets.get(schema.table)

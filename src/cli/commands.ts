@@ -14,7 +14,7 @@ import { live, type Screen } from './live.ts'
 import { copiedText } from './progress.ts'
 import { countFindings, failureJson, renderFailure, renderFindings, type Paint } from './report.ts'
 import { renderStatus } from './status.ts'
-import { verifyCommand, type VerifyHost } from './verify-command.ts'
+import { repairCommand, verifyCommand, type VerifyHost } from './verify-command.ts'
 
 /** What a command needs of the world; `main.ts` gives the real one. */
 export type Host = {
@@ -100,9 +100,11 @@ export async function runCli(args: readonly string[], host: Host): Promise<numbe
   command('check', 'look at both ends and say what would stand in the way; changes nothing', check)
   command('run', 'copy, then follow the changes, for as long as it runs; the first Ctrl-C ends it cleanly', run)
   command('status', 'say where a pipeline stands', status)
-  verifyCommand(program, async (file, json, work) => {
+  const begin = async (file: string, json: boolean, work: (call: Call) => Promise<number>): Promise<void> => {
     exit = await work(Object.assign(call, { file: resolve(host.cwd, file), json }))
-  })
+  }
+  verifyCommand(program, begin)
+  repairCommand(program, begin)
   try {
     await program.parseAsync(args, { from: 'user' })
     return exit

@@ -8,9 +8,10 @@ import type { Logger } from '../logger.ts'
 import type { Connectors } from '../parts.ts'
 import { readJournal, type DifferenceLine } from '../verify/journal.ts'
 import { emptyReport, summarise, verdictOf, type Report } from '../verify/report.ts'
+import type { RepairOptions, RepairReport, RepairTable } from '../verify/repair.ts'
 import { journalPath, type VerifyOptions } from '../verify/verify.ts'
 import { load, quietly, widthOf, type Call } from './call.ts'
-import { exitOf, renderProgress, renderReport, reportJson } from './verify.ts'
+import { exitOf, renderProgress, renderRepair, renderReport, reportJson } from './verify.ts'
 
 export type VerifyHost = {
   readonly verify: (
@@ -20,6 +21,13 @@ export type VerifyHost = {
     options: VerifyOptions,
     controls: { readonly signal: AbortSignal; readonly watch: (report: Report) => void },
   ) => Promise<Report>
+  readonly repair: (
+    config: PipelineConfig,
+    connectors: Connectors,
+    log: Logger,
+    options: RepairOptions,
+    controls: { readonly signal: AbortSignal; readonly watch: (table: RepairTable) => void },
+  ) => Promise<RepairReport>
 }
 type Begin = (file: string, json: boolean, work: (call: Call) => Promise<number>) => Promise<void>
 type Flags = {
@@ -65,6 +73,31 @@ export function verifyCommand(program: Command, begin: Begin): void {
     .action(async (file: string, _: unknown, command: Command) => {
       const { json } = command.optsWithGlobals<Flags>()
       await begin(file, json ?? false, tell)
+    })
+}
+
+/** `repair`. */
+export function repairCommand(program: Command, begin: Begin): void {
+  program
+    .command('repair')
+    .description('make the rows that the last verification found different what the source has; exits as verify does')
+    .argument('[file]', 'configuration', defaultFile)
+    .option('--dry-run', 'say what would be written, and write nothing')
+    .option('--settle <seconds>', 'how long a row that changes all the time is tried', count(1, 86_400), 60)
+    .option('--json', 'print JSON, for programs')
+    .action(async (file: string, { json, dryRun, settle }: Flags & { readonly dryRun?: boolean }) => {
+      await begin(file, json ?? false, async (call) => {
+        const { host } = call
+        const { config } = await load(call)
+        const options = { dryRun: dryRun ?? false, settleMs: settle * 1000 }
+        const controls = { signal: host.stop, watch: () => {} }
+        const report = await host.pipeline.repair(config, host.connectors, quietly(call), options, controls)
+        const text = call.json
+          ? `${JSON.stringify({ v: 1, ...report }, undefined, 2)}\n`
+          : renderRepair(report, host.typed, host.out.paint)
+        host.out.write(call.mask(text))
+        return exitOf[report.verdict]
+      })
     })
 }
 

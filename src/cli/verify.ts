@@ -1,5 +1,6 @@
 import { verdictOf, type Report, type TableReport } from '../verify/report.ts'
 import type { DifferenceLine, Verdict } from '../verify/journal.ts'
+import type { RepairReport } from '../verify/repair.ts'
 import { formatCount, formatSeconds, pad, printable, shorten, widthOf, wrap } from './format.ts'
 import { glyphs, type Paint, type Style } from './report.ts'
 
@@ -140,4 +141,30 @@ export function reportJson(report: Report, all: readonly DifferenceLine[]): unkn
     })),
     differences: all.map(({ kind: _, ...one }) => one),
   }
+}
+
+/** `crossfade repair`. Ends with a line feed. */
+export function renderRepair(
+  { pipeline, dryRun, verdict, tables, audit }: RepairReport,
+  typed: string,
+  paint: Paint,
+): string {
+  const name = paint('bold', pipeline)
+  if (tables.length === 0) return `${name}  nothing to repair: the last verification found no row that differs\n`
+  const column = Math.max(5, ...tables.map(({ table }) => widthOf(printable(table))))
+  const lines = tables.map(({ table, copied, removed, written, right, different, unknown }) => {
+    const parts = dryRun
+      ? [`${formatCount(copied)} rows would be written as the source has them`, `${formatCount(removed)} removed`]
+      : [
+          `${formatCount(written)} written`,
+          `${formatCount(right)} equal now`,
+          ...(different > 0 ? [`${formatCount(different)} still differ`] : []),
+          ...(unknown > 0 ? [`${formatCount(unknown)} unsettled`] : []),
+        ]
+    return `  ${pad(printable(table), column)}  ${parts.join(', ')}`
+  })
+  const next = dryRun ? `${typed} repair` : `${typed} verify --fresh`
+  const head = dryRun ? `${name}  nothing is written` : `${name}  ${verdictText(verdict, paint)}`
+  const told = dryRun ? [] : [`  ${paint('dim', 'every row written is told in')} ${audit}`]
+  return `${[head, ...lines, ...told, `  ${paint('dim', 'next')} ${paint('cyan', next)}`].join('\n')}\n`
 }

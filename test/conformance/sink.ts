@@ -14,7 +14,7 @@ import type {
   TableSchema,
   TopicPartition,
 } from '../../src/model.ts'
-import type { LaneBatch, RowGroup, Rows } from '../../src/rows.ts'
+import type { LaneBatch, Mending, RowGroup, Rows } from '../../src/rows.ts'
 import { changesOf, imagesOf, type TestChange, type Value } from '../support/images.ts'
 
 /** An empty target that has the tables asked for, and its own word on what is in them. */
@@ -654,16 +654,17 @@ export function sinkConformance(
         ['1', '2', '3'].map((id) => [id, null, null, null]),
       )
       const right = [['1', 'right', 'n', '1'], [], ['3', 'missing', null, null]]
-      const read = async (found: Checkpoint): Promise<Rows> => {
+      const read = async (found: Checkpoint): Promise<Mending> => {
         assert.equal(found.offset, 1)
         const there = imagesOf(
           items,
           right.filter((row) => row.length > 0),
         )
         const mid = there.starts[1] ?? 0
-        return { bytes: there.bytes, starts: Int32Array.of(0, mid, mid, there.bytes.length), count: 3 }
+        const rows = { bytes: there.bytes, starts: Int32Array.of(0, mid, mid, there.bytes.length), count: 3 }
+        return { keys, rows }
       }
-      await lane.repair(one, items, keys, read, never)
+      await lane.repair(one, items, read, never)
       assert.deepEqual(await target.rows(items.table), [
         ['1', 'right', 'n', '1'],
         ['3', 'missing', null, null],

@@ -298,11 +298,11 @@ export function memorySink(): MemorySink {
         const rows = await collect(data)
         return await faulty('load', signal, () => loadRows(schema, chunk, rows, epoch))
       },
-      async repair(at, schema, keys, read, signal) {
+      async repair(at, schema, read, signal) {
         signal.throwIfAborted()
         const row = checkpoints.get(partitionName(at))
         if (!row) throw new Failure('BUG', { object: partitionName(at), observed: 'no checkpoint' })
-        const rows = await read(checkpointOf(row))
+        const { keys, rows } = await read(checkpointOf(row))
         const table = tableOf(schema)
         imagesOf(keys).forEach((key, i) => {
           const image = imageOf(rows, i)

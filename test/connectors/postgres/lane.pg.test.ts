@@ -246,13 +246,8 @@ describe('a lane on PostgreSQL', needs('pg'), () => {
     const schema = await target.schema('t')
     await target.lane.apply(batch([group(schema, 'upsert', [['1']])]), [advance(target.from)], never)
     const other = await target.another()
-    await other.repair(
-      at,
-      schema,
-      rowsOf([cellsOf(schema, ['2'])]),
-      async () => rowsOf([cellsOf(schema, ['2'])]),
-      never,
-    )
+    const two = rowsOf([cellsOf(schema, ['2'])])
+    await other.repair(at, schema, async () => ({ keys: two, rows: two }), never)
     await target.sql('insert into public.t values (3)')
     const read = `select data from pg_logical_slot_get_binary_changes($1, null, null, 'proto_version', '1', 'publication_names', 'p')`
     const messages = await target.sql<{ data: Buffer }>(read, [slot])

@@ -43,6 +43,7 @@ const pipeline = (changes: Partial<Host['pipeline']>): Partial<Host> => ({
     run: async () => 'complete',
     status: async () => statusOf({}),
     verify: async () => emptyReport(nothingPlanned),
+    repair: async () => ({ pipeline: 'shop', dryRun: false, verdict: 'equal', tables: [], audit: '' }),
     ...changes,
   },
 })
@@ -53,7 +54,7 @@ describe('the command line', () => {
     assert.equal(code, 0)
     assert.deepEqual(
       [...out.matchAll(/^ {2}(\w+) \[options\]/gm)].map(([, name]) => name),
-      ['init', 'check', 'run', 'status', 'verify'],
+      ['init', 'check', 'run', 'status', 'verify', 'repair'],
     )
     for (const line of out.split('\n')) assert.ok(line.length <= 80, line)
   })

@@ -36,6 +36,7 @@ export function fakeHost(cwd: string, changes: Partial<Host>): { readonly host: 
         run: async () => 'complete' as const,
         status: async () => statusOf({}),
         verify: async () => emptyReport(nothingPlanned),
+        repair: async () => ({ pipeline: 'shop', dryRun: false, verdict: 'equal', tables: [], audit: '' }),
       },
       ...changes,
     } satisfies Host,

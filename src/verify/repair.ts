@@ -1,0 +1,259 @@
+import { appendFile, stat } from 'node:fs/promises'
+import { userInfo } from 'node:os'
+import { join } from 'node:path'
+import { compileEncoder } from '../avro/encoder.ts'
+import type { PipelineConfig } from '../config/pipeline-config.ts'
+import type { Lane, Sink, Source } from '../connector.ts'
+import { leases } from '../coordinate/lease.ts'
+import { Failure } from '../errors.ts'
+import { hashRing } from '../hash-ring.ts'
+import type { Logger } from '../logger.ts'
+import { partitionName, tableName, type TableSchema, type TopicPartition } from '../model.ts'
+import { Output } from '../output.ts'
+import { partsOf, type Connectors } from '../parts.ts'
+import { hasEnded, thisProcess } from '../process-identity.ts'
+import { registeredTables, type Registered } from '../registry.ts'
+import { rowsOf, type Mending } from '../rows.ts'
+import { cellsOf, type Ends, type Suspect } from './compare.ts'
+import { readJournal, type DifferenceLine, type Verdict } from './journal.ts'
+import { readRows, settle, stillness, type Found, type Witness } from './settle.ts'
+import { journalPath } from './verify.ts'
+import { witnessOf } from './witness.ts'
+
+/** Times in ms. */
+export type RepairOptions = {
+  /** Tells what would be written, and writes nothing. */
+  readonly dryRun: boolean
+  /** Until a row that changes all the time is left as it is. */
+  readonly settleMs: number
+}
+/** Of one table: rows told by the report, written now, found right already, and those that still differ or could not be told. `copied`, `removed`: how
+ *  many of the report's rows are to be written as the source has them, and how many are to be deleted. */
+export type RepairTable = {
+  readonly table: string
+  told: number
+  copied: number
+  removed: number
+  written: number
+  right: number
+  different: number
+  unknown: number
+}
+export type RepairReport = {
+  readonly pipeline: string
+  readonly dryRun: boolean
+  readonly verdict: Verdict
+  readonly tables: readonly RepairTable[]
+  /** Where each row that was written is told. */
+  readonly audit: string
+}
+type Controls = { readonly signal: AbortSignal; readonly watch: (table: RepairTable) => void }
+
+const leaseMs = 15_000
+const rowsAtOnce = 100
+/** As long may the partition's lane be kept waiting for the source to answer. */
+const heldMs = 3_000
+
+/** Where every row that a repair wrote is told, for ever. */
+export function auditPath(config: PipelineConfig): string {
+  return join(config.dir, `${config.name}.repairs.jsonl`)
+}
+
+/** Makes the target's rows that the last verification found different what the source has, and no others. Each is written while its partition stands still,
+ *  after all that was done to it at the source has been applied, and only if the source's row has not changed since; so the stream neither undoes it
+ *  nor is undone. May be repeated and interrupted. Rejects with USAGE where nothing was verified. */
+export async function repairPipeline(
+  config: PipelineConfig,
+  connectors: Connectors,
+  log: Logger,
+  options: RepairOptions,
+  { signal, watch }: Controls,
+): Promise<RepairReport> {
+  const parts = await partsOf(config, connectors, log)
+  await using store = await parts.store(signal)
+  await using lease = await leases(store, thisProcess(), { hasEnded }).tryAcquire('verify', leaseMs, signal)
+  if (lease === undefined) throw new Failure('VERIFY_RUNNING', { object: config.name })
+  const under = AbortSignal.any([signal, lease.signal])
+  await using source = await parts.source(store, under)
+  await using sink = await parts.sink(under)
+  const still = (await store.get('complete', under)) !== undefined
+  const witness = still ? stillness(async (signal) => await source.visible(signal)) : witnessOf(source, sink, store)
+  const audit = auditPath(config)
+  await using mender = openMender(source, sink, witness, options, audit)
+  const byName = new Map((await registeredTables(store, under)).map((table) => [tableName(table.schema.table), table]))
+  const tables = new Map<string, RepairTable>()
+  let group: DifferenceLine[] = []
+  const flush = async (): Promise<void> => {
+    const [first] = group
+    if (first === undefined) return
+    const registered = byName.get(first.table)
+    const tally = tallyOf(tables, first.table)
+    if (registered === undefined) tally.unknown += group.length
+    else {
+      const [schema] = await source.tables((table) => tableName(table) === first.table, under)
+      if (schema === undefined) tally.unknown += group.length
+      else await mender.mend({ ...registered, schema }, group, tally, under)
+    }
+    watch(tally)
+    group = []
+  }
+  for await (const line of await differences(config)) {
+    const tally = tallyOf(tables, line.table)
+    tally.told++
+    if (line.what === 'only target') tally.removed++
+    else tally.copied++
+    if (options.dryRun) continue
+    if (group.length === rowsAtOnce || group[0]?.table !== line.table) await flush()
+    group.push(line)
+  }
+  await flush()
+  const all = [...tables.values()]
+  const differs = all.some(({ different }) => different > 0)
+  const unknown = all.some(({ unknown }) => unknown > 0)
+  const verdict = options.dryRun
+    ? all.length > 0
+      ? 'different'
+      : 'equal'
+    : differs
+      ? 'different'
+      : unknown
+        ? 'unknown'
+        : 'equal'
+  return { pipeline: config.name, dryRun: options.dryRun, verdict, tables: all, audit }
+}
+
+function tallyOf(tables: Map<string, RepairTable>, table: string): RepairTable {
+  const known = tables.get(table)
+  if (known !== undefined) return known
+  const made = { table, told: 0, copied: 0, removed: 0, written: 0, right: 0, different: 0, unknown: 0 }
+  tables.set(table, made)
+  return made
+}
+
+/** What the last verification found, in its order. */
+async function differences(config: PipelineConfig): Promise<AsyncIterable<DifferenceLine>> {
+  const path = journalPath(config)
+  const there = await stat(path).catch(() => undefined)
+  if (there === undefined)
+    throw new Failure('USAGE', { observed: 'nothing was verified yet', next: 'crossfade verify' })
+  return (async function* () {
+    for await (const line of readJournal(path)) {
+      if (line.kind === 'begin' && line.pipeline !== config.name)
+        throw new Failure('USAGE', { object: path, observed: `it is of pipeline ${line.pipeline}` })
+      if (line.kind === 'difference') yield line
+    }
+  })()
+}
+
+interface Mender extends AsyncDisposable {
+  /** Of one table. Counts what came of each of these in `tally`. */
+  mend(table: Registered, lines: readonly DifferenceLine[], tally: RepairTable, signal: AbortSignal): Promise<void>
+}
+
+function openMender(source: Source, sink: Sink, witness: Witness, { settleMs }: RepairOptions, audit: string): Mender {
+  let opened: { readonly ends: Ends; readonly lane: Lane } | undefined
+  const open = async (signal: AbortSignal): Promise<{ readonly ends: Ends; readonly lane: Lane }> =>
+    (opened ??= {
+      ends: { source: await source.reader('now', signal), target: await sink.reader(signal) },
+      lane: await sink.lane(signal),
+    })
+  return {
+    async mend({ schema, route }, lines, tally, signal) {
+      const { ends, lane } = await open(signal)
+      const until = AbortSignal.any([signal, AbortSignal.timeout(settleMs)])
+      const place = placing(schema, route)
+      const suspects = lines.map(({ key }): Suspect => ({ key }))
+      let left = suspects
+      try {
+        for (let round = 0; left.length > 0 && round < 10; round++) {
+          const seen = await readRows(ends.source, schema, left, until)
+          await witness.applied(await witness.visible(until), until)
+          const moved: Suspect[] = []
+          const byPlace = Map.groupBy(left.keys(), (i) => partitionName(place(left[i]?.key ?? [])))
+          for (const numbers of byPlace.values()) {
+            const some = numbers.flatMap((i) => left[i] ?? [])
+            const before = numbers.flatMap((i) => seen[i] ?? [])
+            const written: number[] = []
+            await lane.repair(
+              place(some[0]?.key ?? []),
+              schema,
+              async () => {
+                const held = AbortSignal.any([until, AbortSignal.timeout(heldMs)])
+                await source.visible(held)
+                const now = await readRows(ends.source, schema, some, held)
+                some.forEach((_, i) => {
+                  if (before[i]?.versions === now[i]?.versions) written.push(i)
+                })
+                await record(
+                  audit,
+                  schema,
+                  written.map((i) => [some[i], now[i]] as const),
+                )
+                return mendingOf(
+                  schema,
+                  written.flatMap((i) => some[i] ?? []),
+                  written.flatMap((i) => now[i] ?? []),
+                )
+              },
+              signal,
+            )
+            tally.written += written.length
+            const done = new Set(written)
+            moved.push(...some.filter((_, i) => !done.has(i)))
+          }
+          left = moved
+        }
+      } catch (error) {
+        if (signal.aborted || !until.aborted) throw error
+      }
+      for (const { kind } of await settle(ends, schema, suspects, witness, settleMs, signal)) {
+        if (kind === 'same') tally.right++
+        else tally[kind]++
+      }
+    },
+    async [Symbol.asyncDispose]() {
+      if (opened === undefined) return
+      const { ends, lane } = opened
+      await Promise.allSettled([ends.source, ends.target, lane].map(async (each) => await each[Symbol.asyncDispose]()))
+    },
+  }
+}
+
+/** Which partition a row's changes go through. */
+function placing(
+  schema: TableSchema,
+  { topic, partitions, pinned }: Registered['route'],
+): (key: readonly (string | null)[]) => TopicPartition {
+  if (pinned || partitions === 1 || schema.key.length === 0) return () => ({ topic, partition: 0 })
+  const encoder = compileEncoder(schema)
+  const ring = hashRing(partitions)
+  const out = new Output(1024)
+  return (key) => {
+    const cells = schema.columns.map((_, column): string | null => key[schema.key.indexOf(column)] ?? null)
+    out.clear()
+    encoder.key(out, rowsOf([cellsOf(cells)]), 0)
+    return { topic, partition: ring.partition(out.bytes, 5, out.at) }
+  }
+}
+
+function mendingOf(schema: TableSchema, suspects: readonly Suspect[], found: readonly Found[]): Mending {
+  const keys = rowsOf(suspects.map(({ key }) => cellsOf(key)))
+  if (schema.key.length === 0) return { keys, rows: keys, copies: found.map(({ copies }) => copies) }
+  return { keys, rows: rowsOf(found.map(({ row }) => (row === undefined ? [] : cellsOf(row)))) }
+}
+
+/** Durable before the row is: what is told may not have been done, what was done is told. */
+async function record(
+  audit: string,
+  schema: TableSchema,
+  written: readonly (readonly [Suspect | undefined, Found | undefined])[],
+): Promise<void> {
+  if (written.length === 0) return
+  const at = new Date().toISOString()
+  const { username: by } = userInfo()
+  const lines = written.map(([suspect, found]) => {
+    const action = found === undefined || found.copies === 0 ? 'remove' : 'copy'
+    return `${JSON.stringify({ at, by, table: tableName(schema.table), key: suspect?.key ?? [], action, copies: found?.copies ?? 0 })}\n`
+  })
+  await appendFile(audit, lines.join(''), { mode: 0o600, flush: true })
+}
