@@ -31,10 +31,10 @@ export type Difference = {
 /** `versions`: the same as long as nobody has written to the row, or to any of the copies. */
 export type Found = { readonly row?: readonly (string | null)[]; readonly copies: number; readonly versions: string }
 
-/** Tells for each row whether it differs, by reading it again and again (H20): at the target; once all that the target may have been sent is visible, at the
- *  source; once what was seen there is applied, at the target, and then at the source again. What then differs, and was touched at neither end in between,
- *  differs; a row that reads alike is the same; anything else is asked again until `limitMs` has passed, and then unknown. The rows of a call share every
- *  wait. */
+/** Tells for each row whether it differs, by reading it again and again (H20): at both ends; then, once all that the source's log holds by now is visible
+ *  there and applied at the target, at both ends again. What differs then, and was touched at neither end in between, differs: the last change before the
+ *  place that was visible and applied is what the source shows, and the target would have been touched by it. A row that reads alike is the same.
+ *  Anything else is asked again until `limitMs` has passed, and then unknown. The rows of a call share every wait. */
 export async function settle(
   ends: Ends,
   schema: TableSchema,
@@ -61,17 +61,28 @@ export async function settle(
     await during('a commit at the source that is in its log was not visible', async () => await witness.visible(until))
   const read = async (reader: TableReader): Promise<readonly Found[]> =>
     await during('reading it took too long', async () => await readRows(reader, schema, open, until))
+  let before: readonly Found[] = []
+  let seen: readonly Found[] = []
+  const keep = (left: readonly number[], target: readonly Found[], source: readonly Found[]): void => {
+    open = left.flatMap((i) => open[i] ?? [])
+    before = left.flatMap((i) => target[i] ?? [])
+    seen = left.flatMap((i) => source[i] ?? [])
+  }
   try {
-    let before = await read(ends.target)
-    await visible()
-    let seen = await read(ends.source)
+    before = await read(ends.target)
+    seen = await read(ends.source)
+    const apart: number[] = []
+    for (const [i, suspect] of open.entries()) {
+      if (isSame(seen[i] ?? nothing, before[i] ?? nothing)) settled.push({ kind: 'same', suspect, rechecks })
+      else apart.push(i)
+    }
+    keep(apart, before, seen)
     while (open.length > 0) {
       const position = await visible()
       await during('the target had not applied what was seen at the source', async () => {
         await witness.applied(position, until)
       })
       const now = await read(ends.target)
-      await visible()
       const again = await read(ends.source)
       rechecks++
       const left: number[] = []
@@ -86,9 +97,7 @@ export async function settle(
           settled.push({ kind: 'different', suspect, rechecks, position, source, target })
         }
       }
-      open = left.flatMap((i) => open[i] ?? [])
-      before = left.flatMap((i) => now[i] ?? [])
-      seen = left.flatMap((i) => again[i] ?? [])
+      keep(left, now, again)
     }
   } catch (error) {
     if (signal.aborted) throw error
