@@ -19,7 +19,7 @@ import type {
   TopicPartition,
   TypeParts,
 } from './model.ts'
-import type { ChangeBatch, LaneBatch, Mending, Rows } from './rows.ts'
+import type { ChangeBatch, ChunkData, LaneBatch, Mending, Rows } from './rows.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import type { ErrorCode } from './errors.ts'
 import type { Logger } from './logger.ts'
@@ -76,9 +76,6 @@ export type SourceEvent =
       readonly prefix: string
       readonly content: Uint8Array
     }
-/** Prefix of a message that asks for a watermark at its place: the core's heartbeat. A source yields one of its own, without content, when its server
- *  wants to know that all is safe (it is shutting down). */
-export const heartbeatPrefix = 'crossfade.heartbeat'
 /** Pulled; reads ahead by a bounded number of bytes, then leaves the socket alone. */
 export interface ChangeStream extends AsyncIterable<SourceEvent>, AsyncDisposable {
   /** The next pull would not wait. */
@@ -185,9 +182,6 @@ export interface Lane extends AsyncDisposable {
   /** Bulk formats the target's table takes as it stands. */
   formats?(schema: TableSchema): readonly string[]
 }
-export type ChunkData =
-  | { readonly kind: 'rows'; readonly batches: AsyncIterable<Rows> }
-  | { readonly kind: 'frames'; readonly format: string; readonly frames: AsyncIterable<Uint8Array> }
 /** What a connector is opened with. `dir`: a folder of this pipeline for spilled data, gone after a crash at no loss. */
 export type Context = {
   readonly pipeline: string

@@ -46,6 +46,10 @@ export type LaneBatch = {
   readonly ordered: () => ChangeBatch
 }
 
+/** A chunk's rows, as images or in a bulk format. */
+export type ChunkData =
+  | { readonly kind: 'rows'; readonly batches: AsyncIterable<Rows> }
+  | { readonly kind: 'frames'; readonly format: string; readonly frames: AsyncIterable<Uint8Array> }
 /** What a repair writes: for each of `keys` its row, or none where the image is empty. Without a key, `copies` tells how many there are to be of each
  *  whole row. */
 export type Mending = { readonly keys: Rows; readonly rows: Rows; readonly copies?: readonly number[] }

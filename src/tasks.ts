@@ -10,7 +10,7 @@ import { followWatermarks } from './capture/follow.ts'
 import { placeOf } from './capture/published.ts'
 import { createPublisher } from './capture/publisher.ts'
 import type { ChangeLog } from './change-log/change-log.ts'
-import { heartbeatPrefix, type Sink, type Snapshot, type Source } from './connector.ts'
+import type { Sink, Snapshot, Source } from './connector.ts'
 import type { Leases } from './coordinate/lease.ts'
 import type { StateStore } from './coordinate/state-store.ts'
 import { Failure } from './errors.ts'
@@ -23,6 +23,7 @@ import {
   type Position,
   type TableId,
   type TopicPartition,
+  heartbeatPrefix,
 } from './model.ts'
 import type { Parts } from './parts.ts'
 import { partitionsOf, registeredTables, startOver, type Registered } from './registry.ts'

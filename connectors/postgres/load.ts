@@ -1,8 +1,8 @@
 import { failpoint } from '../../src/failpoint.ts'
 import { Failure } from '../../src/errors.ts'
-import type { ChunkData } from '../../src/connector.ts'
+
 import { tableName, type Chunk, type Epoch, type TableSchema } from '../../src/model.ts'
-import type { Rows } from '../../src/rows.ts'
+import type { Rows, ChunkData } from '../../src/rows.ts'
 import { slice } from './arrays.ts'
 import { mapError, sqlState } from './errors.ts'
 import { copyIn, RoundTripError } from './frontend.ts'

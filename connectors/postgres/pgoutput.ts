@@ -1,6 +1,5 @@
-import { heartbeatPrefix } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
-import { comparePositions, type Position, type TableId, type TableSchema } from '../../src/model.ts'
+import { comparePositions, type Position, type TableId, type TableSchema, heartbeatPrefix } from '../../src/model.ts'
 import { Op, Tag } from '../../src/rows.ts'
 import type { ChangeQueue } from './change-queue.ts'
 import type { Tables } from './history.ts'

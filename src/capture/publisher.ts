@@ -3,7 +3,7 @@ import type { Encoder } from '../avro/plan.ts'
 import { schemaWriter } from '../avro/schema-ids.ts'
 import type { EncodedBatch } from '../change-log/change-log.ts'
 import { controlTopic, schemasTopic, type Route } from '../change-log/topics.ts'
-import { heartbeatPrefix, type SourceEvent } from '../connector.ts'
+import type { SourceEvent } from '../connector.ts'
 import { Failure } from '../errors.ts'
 import { hashRing, type HashRing } from '../hash-ring.ts'
 import {
@@ -19,6 +19,7 @@ import {
   type TableId,
   type TableSchema,
   type TopicPartition,
+  heartbeatPrefix,
 } from '../model.ts'
 import { Output } from '../output.ts'
 import { hasAbsentCell, Op, type ChangeBatch, type Rows, type Transaction } from '../rows.ts'

@@ -139,7 +139,7 @@ export function reportJson(report: Report, all: readonly DifferenceLine[]): unkn
       pieces,
       ...counts,
     })),
-    differences: all.map(({ kind: _, ...one }) => one),
+    differences: all.map((one) => ({ ...one, kind: undefined })),
   }
 }
 

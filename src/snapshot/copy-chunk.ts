@@ -1,4 +1,5 @@
-import type { ChunkData, Lane, TableReader } from '../connector.ts'
+import type { Lane, TableReader } from '../connector.ts'
+import type { ChunkData } from '../rows.ts'
 import type { Lease } from '../coordinate/lease.ts'
 import type { Chunk, TableSchema } from '../model.ts'
 

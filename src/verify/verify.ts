@@ -84,7 +84,7 @@ export async function verifyPipeline(
   await using journal = former === undefined ? await createJournal(path, report.begin) : await resumeJournal(path)
   const run: Run = { source, sink, witness, journal, report, options, schemas, watch }
   const limits = throttle(options, source.load && (async (signal) => (await source.load?.(signal)) ?? 0))
-  await compareAll(run, limits.pass, under)
+  await compareAll(run, async (rows, signal) => await limits.pass(rows, signal), under)
   const end = await judgeWhole(run, limits.waitedMs, under)
   await journal.append([end])
   summarise(report, end)

@@ -1,10 +1,10 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Sink, Source } from '../connector.ts'
-import { heartbeatPrefix } from '../connector.ts'
+
 import { isRenewed } from '../coordinate/lease.ts'
 import type { StateStore } from '../coordinate/state-store.ts'
 import { Failure } from '../errors.ts'
-import { comparePositions } from '../model.ts'
+import { comparePositions, heartbeatPrefix } from '../model.ts'
 import { readRun } from '../run-record.ts'
 import type { Witness } from './settle.ts'
 

@@ -23,10 +23,10 @@ type Report = {
 }
 
 async function verified(
-  { command }: Scene,
+  pipeline: Scene,
   args: readonly string[] = [],
 ): Promise<{ readonly code: number | null; readonly report: Report }> {
-  const { code, stdout, stderr } = await command(['verify', '--json', ...args])
+  const { code, stdout, stderr } = await pipeline.command(['verify', '--json', ...args])
   try {
     return { code, report: JSON.parse(stdout) as Report }
   } catch (error) {

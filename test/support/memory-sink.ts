@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { ChunkData, Lane, Sink, TableReader } from '../../src/connector.ts'
+import type { Lane, Sink, TableReader } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import {
   compareMarks,
@@ -20,7 +20,17 @@ import {
   type Counter,
   type Start,
 } from '../../src/model.ts'
-import { Op, readImage, rowsOf, Tag, type Cell, type ChangeBatch, type LaneBatch, type Rows } from '../../src/rows.ts'
+import {
+  Op,
+  readImage,
+  rowsOf,
+  Tag,
+  type Cell,
+  type ChangeBatch,
+  type LaneBatch,
+  type Rows,
+  type ChunkData,
+} from '../../src/rows.ts'
 
 type Call = 'apply' | 'arrive' | 'load' | 'claim' | 'setCopies' | 'leave'
 /** `reject`: fails before anything is written. `failAfterWrite`: everything is written, the answer is lost. `hold`: waits before it writes.

@@ -12,7 +12,7 @@ import { capture, readTail } from '../../../src/capture/capture.ts'
 import { placeOf, type Place } from '../../../src/capture/published.ts'
 import { createPublisher } from '../../../src/capture/publisher.ts'
 import { controlTopic, schemasTopic, topicName, type Route } from '../../../src/change-log/topics.ts'
-import { heartbeatPrefix, type Source, type SourceEvent } from '../../../src/connector.ts'
+import type { Source, SourceEvent } from '../../../src/connector.ts'
 import {
   comparePositions,
   origin,
@@ -21,6 +21,7 @@ import {
   type Position,
   type TableSchema,
   type TopicPartition,
+  heartbeatPrefix,
 } from '../../../src/model.ts'
 import { Op } from '../../../src/rows.ts'
 import { memoryLog, type MemoryLog, type MemoryLogData } from '../../support/memory-log.ts'

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import type { ChunkData, Lane, TableReader } from '../../../src/connector.ts'
+import type { Lane, TableReader } from '../../../src/connector.ts'
+import type { ChunkData } from '../../../src/rows.ts'
 import { copyChunk } from '../../../src/snapshot/copy-chunk.ts'
 import { memorySink } from '../../support/memory-sink.ts'
 import { memorySource } from '../../support/memory-source.ts'

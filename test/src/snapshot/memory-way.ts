@@ -7,10 +7,17 @@ import { capture, readTail } from '../../../src/capture/capture.ts'
 import { followWatermarks } from '../../../src/capture/follow.ts'
 import { createPublisher } from '../../../src/capture/publisher.ts'
 import { routes } from '../../../src/change-log/topics.ts'
-import { heartbeatPrefix, type Snapshot, type Source } from '../../../src/connector.ts'
+import type { Snapshot, Source } from '../../../src/connector.ts'
 import { leases } from '../../../src/coordinate/lease.ts'
 import { memoryStore, type StateStore } from '../../../src/coordinate/state-store.ts'
-import { comparePositions, origin, tableName, type Position, type TableSchema } from '../../../src/model.ts'
+import {
+  comparePositions,
+  origin,
+  tableName,
+  type Position,
+  type TableSchema,
+  heartbeatPrefix,
+} from '../../../src/model.ts'
 import { partitionsOf, registeredTables, startOver, type Registered } from '../../../src/registry.ts'
 import { topicsOf } from '../../../src/setup.ts'
 import type { CopyParts } from '../../../src/snapshot/copy.ts'
