@@ -105,7 +105,7 @@ async function main(): Promise<number> {
   const alone = { ...process.env }
   await startServers(files.filter((file) => !file.startsWith(faults)))
   const limits: Omit<FileLimits, 'testMs'> = {
-    fileMs: 20 * 60_000,
+    fileMs: (withHazards ? 45 : 20) * 60_000,
     idleMs: 60_000,
     slowMs: 5_000,
     names: values.name ?? [],

@@ -81,15 +81,18 @@ export function extend(segment: Segment, size: number, count: number): void {
  */
 export async function scan(at: TopicPartition, segment: Segment, until: number | undefined): Promise<void> {
   const size = until ?? (await segment.file.stat()).size
-  let window = Buffer.alloc(0)
+  // One for the whole file: a large one is read faster than memory is given back.
+  let buffer = Buffer.allocUnsafe(Math.min(scanBytes, Math.max(0, size - segment.bytes)))
+  let window = buffer.subarray(0, 0)
   let from = segment.bytes
+  /** Valid until the next call. */
   const need = async (place: number, bytes: number): Promise<Buffer | undefined> => {
     if (place + bytes > size) return undefined
     if (place < from || place + bytes > from + window.length) {
       const length = Math.min(size - place, Math.max(scanBytes, bytes))
-      window = Buffer.allocUnsafe(length)
-      const { bytesRead } = await segment.file.read(window, 0, length, place)
-      window = window.subarray(0, bytesRead)
+      if (buffer.length < length) buffer = Buffer.allocUnsafe(length)
+      const { bytesRead } = await segment.file.read(buffer, 0, length, place)
+      window = buffer.subarray(0, bytesRead)
       from = place
       if (bytesRead < bytes) return undefined
     }
