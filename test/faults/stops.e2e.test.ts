@@ -17,7 +17,7 @@ const rounds = 100
 const limit = 600_000
 const signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const
 
-describe('a worker that is stopped and started all the time', needs('pg', 'kafka'), () => {
+describe('a worker that is stopped and started all the time', { ...needs('pg', 'kafka'), concurrency: 2 }, () => {
   for (const log of ['embedded', 'kafka'] as const) {
     it(`loses nothing and leaves nothing behind, ${log} log`, async (t) => {
       t.diagnostic(`CROSSFADE_SEED=${seed}`)
