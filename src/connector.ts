@@ -10,6 +10,7 @@ import type {
   Epoch,
   Health,
   Mark,
+  Message,
   Position,
   Range,
   Start,
@@ -68,14 +69,7 @@ export interface Snapshot extends AsyncDisposable {
 export type SourceEvent =
   | ChangeBatch
   | { readonly kind: 'effect'; readonly effect: Effect; readonly mark: Mark; readonly committedAt: number }
-  /** A message from `emit`, ours or another's, at its place between commits. */
-  | {
-      readonly kind: 'message'
-      readonly position: Position
-      readonly committedAt: number
-      readonly prefix: string
-      readonly content: Uint8Array
-    }
+  | Message
 /** Pulled; reads ahead by a bounded number of bytes, then leaves the socket alone. */
 export interface ChangeStream extends AsyncIterable<SourceEvent>, AsyncDisposable {
   /** The next pull would not wait. */

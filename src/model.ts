@@ -151,6 +151,14 @@ export type CopyState = TableCopy & { readonly done: readonly Chunk['id'][]; rea
 /** The end of the log when a table is added, and the highest epoch anyone wrote there: all up to `position` is in its copy, or was there before. */
 export type Start = { readonly ends: readonly Offset[]; readonly position: Position; readonly epoch: Epoch }
 
+/** From `Source.emit`, ours or another's, at its place between commits. */
+export type Message = {
+  readonly kind: 'message'
+  readonly position: Position
+  readonly committedAt: number
+  readonly prefix: string
+  readonly content: Uint8Array
+}
 /** Prefix of a message that asks for a watermark at its place: the core's heartbeat. A source yields one of its own, without content, when its server
  *  wants to know that all is safe (it is shutting down). */
 export const heartbeatPrefix = 'crossfade.heartbeat'
