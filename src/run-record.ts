@@ -45,7 +45,10 @@ export async function runRecorder(store: StateStore, log: Logger, signal: AbortS
       } catch (error) {
         log.debug({ error: String(error) }, 'the record of the run could not be written')
         const now = await store.get(key, signal).catch(() => null)
-        if (now !== null) revision = now?.revision ?? 0
+        if (now === null) return
+        // What neither stood there nor was being written is a successor's.
+        if (isDeepStrictEqual(now?.value ?? {}, next)) written = next
+        revision = isDeepStrictEqual(now?.value ?? {}, written) ? (now?.revision ?? 0) : undefined
       }
     },
   }
