@@ -55,6 +55,8 @@ export type ChunkLine = {
   readonly first: number
   readonly last: number
   readonly at: number
+  /** Read after the target had applied everything up to there. */
+  readonly asOf?: Position
   readonly verdict: Verdict
   readonly why?: string
   readonly source: number

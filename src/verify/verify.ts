@@ -8,7 +8,7 @@ import { leases } from '../coordinate/lease.ts'
 import type { StateStore } from '../coordinate/state-store.ts'
 import { asFailure, Failure } from '../errors.ts'
 import type { Logger } from '../logger.ts'
-import { tableName, type Range, type TableSchema } from '../model.ts'
+import { tableName, type Position, type Range, type TableSchema } from '../model.ts'
 import { partsOf, type Connectors } from '../parts.ts'
 import { hasEnded, thisProcess } from '../process-identity.ts'
 import { registeredTables } from '../registry.ts'
@@ -28,7 +28,7 @@ import {
 import { joined, workOf } from './plan.ts'
 import { emptyReport, keepSummary, summarise, type Report } from './report.ts'
 import { stillness, type Witness } from './settle.ts'
-import { throttle, type Limits } from './throttle.ts'
+import { throttle, type Limits, type Throttle } from './throttle.ts'
 import { told } from './told.ts'
 import { witnessOf } from './witness.ts'
 
@@ -76,40 +76,65 @@ export async function verifyPipeline(
   await using sink = await parts.sink(under)
   const still = (await store.get('complete', under)) !== undefined
   const witness = still ? stillness(async (signal) => await source.visible(signal)) : witnessOf(source, sink, store)
-  const schemas = await schemasOf(config, { source, sink, store }, options, under)
-  const path = journalPath(config)
+  const limits = throttle(options, source.load && (async (signal) => (await source.load?.(signal)) ?? 0))
+  const through = { source, sink, store, witness, limits }
+  return await verifyTables(config, through, options, { path: journalPath(config), signal: under, watch })
+}
+
+/** What one verification works with. */
+export type Through = {
+  readonly source: Source
+  readonly sink: Sink
+  readonly store: StateStore
+  readonly witness: Witness
+  readonly limits: Throttle
+}
+export type WalkControls = Controls & {
+  /** Of the journal; an unfinished one there is gone on with. */
+  readonly path: string
+  /** Told of each piece once it is in the journal; a resumed journal's pieces are not told again. */
+  readonly heard?: (lines: readonly Line[]) => Promise<void>
+  /** A place up to which the target has applied everything; noted with each piece that is read after it. */
+  readonly applied?: (signal: AbortSignal) => Promise<Position | undefined>
+}
+
+/** One verification, from its plan to its verdict, which is kept for the status. */
+export async function verifyTables(
+  config: PipelineConfig,
+  through: Through,
+  options: VerifyOptions,
+  controls: WalkControls,
+): Promise<Report> {
+  const { source, store, limits } = through
+  const { path, signal, watch } = controls
+  const schemas = await schemasOf(config, through, options, signal)
   mkdirSync(config.dir, { recursive: true })
   const former = options.fresh ? undefined : await unfinished(path, config.name, schemas, options.withValues)
-  const report = former ?? emptyReport(await plan(config.name, schemas, source, options, under))
+  const report = former ?? emptyReport(await plan(config.name, schemas, source, options, signal))
   await using journal = former === undefined ? await createJournal(path, report.begin) : await resumeJournal(path)
-  const run: Run = { source, sink, witness, journal, report, options, schemas, watch }
-  const limits = throttle(options, source.load && (async (signal) => (await source.load?.(signal)) ?? 0))
-  await compareAll(run, async (rows, signal) => await limits.pass(rows, signal), under)
-  const end = await judgeWhole(run, limits.waitedMs, under)
+  const run: Run = { ...through, ...controls, journal, report, options, schemas }
+  await compareAll(run, async (rows, signal) => await limits.pass(rows, signal), signal)
+  const end = await judgeWhole(run, limits.waitedMs, signal)
   await journal.append([end])
   summarise(report, end)
   watch(report)
-  await keepSummary(store, report, under)
+  await keepSummary(store, report, signal)
   return report
 }
 
-type Run = {
-  readonly source: Source
-  readonly sink: Sink
-  readonly witness: Witness
+type Run = Omit<Through & WalkControls, 'signal'> & {
   readonly journal: Journal
   readonly report: Report
   readonly options: VerifyOptions
   readonly schemas: readonly Described[]
-  readonly watch: (report: Report) => void
 }
-type Described = { readonly schema: TableSchema; readonly why?: string }
+export type Described = { readonly schema: TableSchema; readonly why?: string }
 
 /** The pipeline's tables as the source has them now, and why one of them cannot be compared yet. */
-async function schemasOf(
+export async function schemasOf(
   config: PipelineConfig,
-  { source, sink, store }: { readonly source: Source; readonly sink: Sink; readonly store: StateStore },
-  { tables }: VerifyOptions,
+  { source, sink, store }: Pick<Through, 'source' | 'sink' | 'store'>,
+  { tables }: Pick<VerifyOptions, 'tables'>,
   signal: AbortSignal,
 ): Promise<readonly Described[]> {
   const registered = await registeredTables(store, signal)
@@ -202,7 +227,7 @@ async function unfinished(
 }
 
 async function compareAll(
-  { source, sink, witness, journal, report, options, schemas, watch }: Run,
+  { source, sink, witness, journal, report, options, schemas, watch, heard, applied }: Run,
   pass: (rows: number, signal: AbortSignal) => Promise<void>,
   signal: AbortSignal,
 ): Promise<void> {
@@ -220,6 +245,7 @@ async function compareAll(
       if (schema === undefined) continue
       const range = joined(ranges, piece.first, piece.last)
       await pass(range.estimatedRows, either)
+      const asOf = await applied?.(either)
       const began = performance.now()
       const compare = async (ends: Ends): Promise<readonly Line[]> => {
         const rows = work.rowsAtOnce(piece.table)
@@ -235,8 +261,11 @@ async function compareAll(
         if (either.aborted || asFailure(error).code === 'SERVER_UNREACHABLE') throw error
         lines = [unread(schema, piece, error, Date.now())]
       }
+      if (asOf !== undefined)
+        lines = lines.map((line) => (line.kind === 'chunk' && line.verdict !== 'unknown' ? { ...line, asOf } : line))
       await journal.append(lines)
       for (const line of lines) summarise(report, line)
+      await heard?.(lines)
       const chunk = lines.at(-1) as ChunkLine
       // What waited for proofs says nothing about the cost of a row.
       if (chunk.verdict === 'equal' && chunk.transient === 0) work.done(piece, chunk.source, performance.now() - began)
