@@ -1,4 +1,5 @@
 import type pg from 'pg'
+import { Failure } from '../../src/errors.ts'
 import type { TableId } from '../../src/model.ts'
 import { needs } from './ddl-catalog.ts'
 import { ident, literal, qualified } from './queries.ts'
@@ -334,20 +335,20 @@ export async function emitMessage(client: pg.ClientBase, prefix: string, content
 }
 /** A snapshot, by the low 32 bits of the ids as in the stream: transactions in progress, and the first id not given out yet. */
 export type Transactions = { readonly next: number; readonly inProgress: ReadonlySet<number> }
-/** `at`: after the snapshot, by the server's clock. */
-export async function selectInProgress(client: pg.ClientBase): Promise<Transactions & { readonly at: string }> {
-  const { rows } = await client.query<{ snapshot: string; at: string }>(
-    'select pg_current_snapshot()::text as snapshot, clock_timestamp()::text as at',
-  )
-  return { ...readSnapshot(rows[0]?.snapshot ?? ''), at: rows[0]?.at ?? '' }
-}
 /** Sessions of others that work at a statement. */
 export async function selectLoad(client: pg.ClientBase): Promise<number> {
-  const { rows } = await client.query<{ working: number }>(
-    `select count(*)::int as working from pg_stat_activity
-      where backend_type = 'client backend' and state = 'active' and application_name not like 'crossfade %'`,
+  const { rows } = await client.query<{ working: number; hidden: number }>(
+    `select count(*) filter (where backend_type = 'client backend' and state = 'active' and application_name not like 'crossfade %')::int as working,
+            count(*) filter (where backend_type is null)::int as hidden from pg_stat_activity`,
   )
-  return rows[0]?.working ?? 0
+  const { working, hidden } = rows[0] ?? { working: 0, hidden: 0 }
+  if (hidden > 0)
+    throw new Failure('NO_RIGHTS', {
+      object: 'pg_stat_activity',
+      observed: 'whether other users’ sessions are at work is not shown',
+      next: 'GRANT pg_read_all_stats TO the user of the source',
+    })
+  return working
 }
 function readSnapshot(text: string): Transactions {
   const [, next = '0', list = ''] = text.split(':')

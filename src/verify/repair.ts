@@ -16,7 +16,7 @@ import { registeredTables, type Registered } from '../registry.ts'
 import { rowsOf, type Mending } from '../rows.ts'
 import { cellsOf, type Ends, type Suspect } from './compare.ts'
 import { readJournal, type DifferenceLine, type Verdict } from './journal.ts'
-import { readRows, settle, stillness, type Found, type Witness } from './settle.ts'
+import { isSame, readRows, settle, stillness, type Found, type Witness } from './settle.ts'
 import { journalPath } from './verify.ts'
 import { witnessOf } from './witness.ts'
 
@@ -80,7 +80,7 @@ export async function repairPipeline(
   const witness = still ? stillness(async (signal) => await source.visible(signal)) : witnessOf(source, sink, store)
   const audit = auditPath(config)
   await using mender = openMender(source, sink, witness, options, audit)
-  const byName = new Map((await registeredTables(store, under)).map((table) => [tableName(table.schema.table), table]))
+  const byName = await currentTables(source, await registeredTables(store, under), under)
   const tables = new Map<string, RepairTable>()
   let group: DifferenceLine[] = []
   const flush = async (): Promise<void> => {
@@ -89,11 +89,7 @@ export async function repairPipeline(
     const registered = byName.get(first.table)
     const tally = tallyOf(tables, first.table)
     if (registered === undefined) tally.unknown += group.length
-    else {
-      const [schema] = await source.tables((table) => tableName(table) === first.table, under)
-      if (schema === undefined) tally.unknown += group.length
-      else await mender.mend({ ...registered, schema }, group, tally, under)
-    }
+    else await mender.mend(registered, group, tally, under)
     watch(tally)
     group = []
   }
@@ -110,16 +106,25 @@ export async function repairPipeline(
   const all = [...tables.values()]
   const differs = all.some(({ different }) => different > 0)
   const unknown = all.some(({ unknown }) => unknown > 0)
-  const verdict = options.dryRun
-    ? all.length > 0
-      ? 'different'
-      : 'equal'
-    : differs
-      ? 'different'
-      : unknown
-        ? 'unknown'
-        : 'equal'
+  const left = unknown ? 'unknown' : 'equal'
+  const verdict = differs || (options.dryRun && all.length > 0) ? 'different' : left
   return { pipeline: config.name, dryRun: options.dryRun, verdict, tables: all, audit }
+}
+
+/** As the source has them now; without those that are gone. */
+async function currentTables(
+  source: Source,
+  registered: readonly Registered[],
+  signal: AbortSignal,
+): Promise<ReadonlyMap<string, Registered>> {
+  const routes = new Map(registered.map((table) => [tableName(table.schema.table), table]))
+  const now = await source.tables((table) => routes.has(tableName(table)), signal)
+  return new Map(
+    now.flatMap((schema) => {
+      const table = routes.get(tableName(schema.table))
+      return table === undefined ? [] : [[tableName(schema.table), { ...table, schema }] as const]
+    }),
+  )
 }
 
 function tallyOf(tables: Map<string, RepairTable>, table: string): RepairTable {
@@ -145,6 +150,9 @@ async function differences(config: PipelineConfig): Promise<AsyncIterable<Differ
   })()
 }
 
+/** A row of the report, and the source's as it was seen. */
+type Sighted = { readonly suspect: Suspect; readonly source: Found }
+
 interface Mender extends AsyncDisposable {
   /** Of one table. Counts what came of each of these in `tally`. */
   mend(table: Registered, lines: readonly DifferenceLine[], tally: RepairTable, signal: AbortSignal): Promise<void>
@@ -157,6 +165,30 @@ function openMender(source: Source, sink: Sink, witness: Witness, { settleMs }: 
       ends: { source: await source.reader('now', signal), target: await sink.reader(signal) },
       lane: await sink.lane(signal),
     })
+  /** What of these may be written now: the source's row is still the one that was seen before everything up to it was applied, so no change of it
+   *  waits behind the checkpoint, and the target's is another. `rest`: those whose turn it is not. */
+  const due = async (
+    ends: Ends,
+    schema: TableSchema,
+    some: readonly Sighted[],
+    signal: AbortSignal,
+  ): Promise<{ readonly due: readonly Sighted[]; readonly rest: readonly Sighted[] }> => {
+    const held = AbortSignal.any([signal, AbortSignal.timeout(heldMs)])
+    try {
+      await source.visible(held)
+      const suspects = some.map(({ suspect }) => suspect)
+      const now = await readRows(ends.source, schema, suspects, held)
+      const there = await readRows(ends.target, schema, suspects, held)
+      const still = (i: number): boolean => some[i]?.source.versions === now[i]?.versions
+      return {
+        due: some.filter((row, i) => still(i) && !isSame(row.source, there[i] ?? row.source)),
+        rest: some.filter((_, i) => !still(i)),
+      }
+    } catch (error) {
+      if (signal.aborted || !held.aborted) throw error
+      return { due: [], rest: some }
+    }
+  }
   return {
     async mend({ schema, route }, lines, tally, signal) {
       const { ends, lane } = await open(signal)
@@ -165,43 +197,25 @@ function openMender(source: Source, sink: Sink, witness: Witness, { settleMs }: 
       const suspects = lines.map(({ key }): Suspect => ({ key }))
       let left = suspects
       try {
-        for (let round = 0; left.length > 0 && round < 10; round++) {
+        while (left.length > 0) {
           const seen = await readRows(ends.source, schema, left, until)
           await witness.applied(await witness.visible(until), until)
-          const moved: Suspect[] = []
-          const byPlace = Map.groupBy(left.keys(), (i) => partitionName(place(left[i]?.key ?? [])))
-          for (const numbers of byPlace.values()) {
-            const some = numbers.flatMap((i) => left[i] ?? [])
-            const before = numbers.flatMap((i) => seen[i] ?? [])
-            const written: number[] = []
-            await lane.repair(
-              place(some[0]?.key ?? []),
-              schema,
-              async () => {
-                const held = AbortSignal.any([until, AbortSignal.timeout(heldMs)])
-                await source.visible(held)
-                const now = await readRows(ends.source, schema, some, held)
-                some.forEach((_, i) => {
-                  if (before[i]?.versions === now[i]?.versions) written.push(i)
-                })
-                await record(
-                  audit,
-                  schema,
-                  written.map((i) => [some[i], now[i]] as const),
-                )
-                return mendingOf(
-                  schema,
-                  written.flatMap((i) => some[i] ?? []),
-                  written.flatMap((i) => now[i] ?? []),
-                )
-              },
-              signal,
-            )
-            tally.written += written.length
-            const done = new Set(written)
-            moved.push(...some.filter((_, i) => !done.has(i)))
+          const sighted = left.flatMap((suspect, i): Sighted[] => (seen[i] ? [{ suspect, source: seen[i] }] : []))
+          const byPlace = Map.groupBy(sighted, ({ suspect }) => partitionName(place(suspect.key)))
+          left = []
+          for (const some of byPlace.values()) {
+            const [first] = some
+            if (first === undefined) continue
+            let found: Awaited<ReturnType<typeof due>> = { due: [], rest: [] }
+            const read = async (): Promise<Mending> => {
+              found = await due(ends, schema, some, until)
+              await record(audit, schema, found.due)
+              return mendingOf(schema, found.due)
+            }
+            await lane.repair(place(first.suspect.key), schema, read, signal)
+            tally.written += found.due.length
+            left = [...left, ...found.rest.map(({ suspect }) => suspect)]
           }
-          left = moved
         }
       } catch (error) {
         if (signal.aborted || !until.aborted) throw error
@@ -236,24 +250,21 @@ function placing(
   }
 }
 
-function mendingOf(schema: TableSchema, suspects: readonly Suspect[], found: readonly Found[]): Mending {
-  const keys = rowsOf(suspects.map(({ key }) => cellsOf(key)))
-  if (schema.key.length === 0) return { keys, rows: keys, copies: found.map(({ copies }) => copies) }
-  return { keys, rows: rowsOf(found.map(({ row }) => (row === undefined ? [] : cellsOf(row)))) }
+function mendingOf(schema: TableSchema, due: readonly Sighted[]): Mending {
+  const keys = rowsOf(due.map(({ suspect }) => cellsOf(suspect.key)))
+  if (schema.key.length === 0) return { keys, rows: keys, copies: due.map(({ source }) => source.copies) }
+  return { keys, rows: rowsOf(due.map(({ source: { row } }) => (row === undefined ? [] : cellsOf(row)))) }
 }
 
 /** Durable before the row is: what is told may not have been done, what was done is told. */
-async function record(
-  audit: string,
-  schema: TableSchema,
-  written: readonly (readonly [Suspect | undefined, Found | undefined])[],
-): Promise<void> {
+async function record(audit: string, schema: TableSchema, written: readonly Sighted[]): Promise<void> {
   if (written.length === 0) return
   const at = new Date().toISOString()
   const { username: by } = userInfo()
-  const lines = written.map(([suspect, found]) => {
-    const action = found === undefined || found.copies === 0 ? 'remove' : 'copy'
-    return `${JSON.stringify({ at, by, table: tableName(schema.table), key: suspect?.key ?? [], action, copies: found?.copies ?? 0 })}\n`
+  const table = tableName(schema.table)
+  const lines = written.map(({ suspect: { key }, source: { copies } }) => {
+    const action = copies === 0 ? 'remove' : 'copy'
+    return `${JSON.stringify({ at, by, table, key, action, copies })}\n`
   })
   await appendFile(audit, lines.join(''), { mode: 0o600, flush: true })
 }
