@@ -11,6 +11,7 @@ const states: readonly (readonly [string, ErrorCode])[] = [
   ['53200', 'SERVER_BUSY'],
   ['53300', 'SERVER_BUSY'],
   ['53400', 'SLOT_LIMIT'],
+  ['54', 'LIMIT_EXCEEDED'],
   ['57014', 'SERVER_BUSY'],
   ['57P04', 'DATABASE_MISSING'],
   ['57P0', 'SERVER_UNREACHABLE'],
