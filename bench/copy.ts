@@ -3,7 +3,7 @@ import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from '../test/support/postgres.ts'
 import { compareTables, connected } from '../test/support/shop.ts'
-import { workplace } from '../test/support/worker.ts'
+import { workplace, type Workplace } from '../test/support/worker.ts'
 import { config, profiled } from './drain.ts'
 import { itemTable, loadItems } from './item.ts'
 import { cpuOf, median, peakMemory } from './machine.ts'
@@ -59,9 +59,9 @@ export async function copies(
       await dropped(to)
     }
     const to = await empty('ours')
-    ours.push(
-      await copyByWorker(`${name}_${round}`, from, to, kafka.brokers, pipe === 'own' && round === 0 ? 1 : 4, rows),
-    )
+    const parallel = pipe === 'own' && round === 0 ? 1 : 4
+    await using work = await workplace(copyConfig(`${name}_${round}`, from, to, kafka.brokers, parallel))
+    ours.push(await copyByWorker(work, `${name}_${round}`, to, rows))
     const different = round === 0 ? await compareTables(from, to, ['item']) : []
     if (different.length > 0) throw new Error(`contents differ after the copy:\n${different.join('\n')}`)
     await dropped(to)
@@ -99,16 +99,14 @@ async function psqlPipe(from: string, to: string, form: 'binary' | 'text'): Prom
 }
 
 type Ours = { readonly seconds: number; readonly whole: number; readonly cpu: number; readonly peak: number }
-async function copyByWorker(
-  name: string,
-  from: string,
-  to: string,
-  brokers: readonly string[],
-  parallel: number,
-  rows: number,
-): Promise<Ours> {
-  const more = `mode: full\nsnapshot: { parallel: ${parallel} }\n`
-  await using work = await workplace(config(name, from, to, brokers, more))
+
+/** Of a pipeline that copies, and ends. */
+export function copyConfig(name: string, from: string, to: string, brokers: readonly string[], parallel = 4): string {
+  return config(name, from, to, brokers, `mode: full\nsnapshot: { parallel: ${parallel} }\n`)
+}
+
+/** One copy of `rows` rows by a pipeline of that name, to its end. */
+export async function copyByWorker(work: Workplace, name: string, to: string, rows: number): Promise<Ours> {
   await using client = await connected(to)
   const began = performance.now()
   const worker = work.run({ env: profiled() })

@@ -12,6 +12,7 @@ import { bigTransaction } from './memory.ts'
 import { table, writeTable, type Results } from './report.ts'
 import { startServers } from './servers.ts'
 import { stages } from './stages.ts'
+import { verifications } from './verify.ts'
 
 const { values } = parseArgs({ options: { quick: { type: 'boolean', default: false }, only: { type: 'string' } } })
 const scale = values.quick ? 0.1 : 1
@@ -35,6 +36,7 @@ const staged = { inserts: 100_000, updates: 60_000, deletes: 20_000 }
 const found = {
   stages: await part('stages', () => stages(servers, staged, 'stages')),
   copy: await part('copy', () => copies(servers, { rows: 1_000_000 * scale, rounds: 3 }, 'copy')),
+  verify: await part('verify', () => verifications(servers, { rows: 1_000_000 * scale, rounds: 3 }, 'verify')),
   // Under 100,000 rows a table would get one partition.
   drain: await part('drain', () => drains(servers, drained, 150_000, 'drain')),
   latency: await part('latency', () => latency(servers, { perSecond: 500, seconds: values.quick ? 5 : 20 }, 'latency')),
@@ -51,6 +53,7 @@ const results: Results = {
   load: [before, load()],
   ...(found.stages && { stages: found.stages }),
   ...(found.copy && { copy: found.copy }),
+  ...(found.verify && { verify: found.verify }),
   ...(found.drain && { drain: found.drain }),
   ...(found.latency && { latency: found.latency }),
   ...(found.transaction && { transaction: found.transaction }),

@@ -4,6 +4,7 @@ import type { Copies } from './copy.ts'
 import type { Drain, Drains } from './drain.ts'
 import type { Latency } from './latency.ts'
 import type { Stages } from './stages.ts'
+import type { Spread, Verifications } from './verify.ts'
 
 export type Results = {
   readonly v: 1
@@ -17,6 +18,7 @@ export type Results = {
   readonly load: readonly [number, number]
   readonly stages?: Stages
   readonly copy?: Copies
+  readonly verify?: Verifications
   readonly drain?: Drains
   readonly latency?: Latency
   readonly transaction?: BigTransaction
@@ -29,6 +31,7 @@ const end = '<!-- results: end -->'
 const one = (value: number): string => value.toFixed(1)
 const two = (value: number): string => value.toFixed(2)
 const thousands = (value: number): string => Math.round(value).toLocaleString('en')
+const percent = (share: number): string => `${Math.round(share * 100)} %`
 const mega = (bytes: number): string => `${Math.round(bytes / 2 ** 20)} MB`
 const reached = (met: boolean): string => (met ? 'met' : 'missed')
 
@@ -36,6 +39,7 @@ const reached = (met: boolean): string => (met ? 'met' : 'missed')
 export function table(results: Results): string {
   const lines = [
     ...ratioLines(results),
+    ...(results.verify === undefined ? [] : verifyLines(results.verify)),
     ...(results.stages === undefined ? [] : stageLines(results.stages)),
     ...memoryLines(results),
   ]
@@ -90,6 +94,49 @@ function drainText({ seconds, firstSeconds, changesPerSecond, cpu }: Drain): str
     `CPU µs a change: worker ${one(cpu.worker)}, source ${one(cpu.source)}, target ${one(cpu.target)}, Kafka ${one(cpu.log)}`,
   ]
   return parts.join('; ')
+}
+
+const spread = ({ median, least, most }: Spread): string => `${two(median)} (${two(least)}-${two(most)})`
+
+function verifyLines({
+  rows,
+  rounds,
+  ratio,
+  ratioWhole,
+  seconds,
+  cpu,
+  digest,
+  rate,
+  load,
+}: Verifications): readonly Line[] {
+  const micro = (value: number): string => `${two(value)} µs`
+  return [
+    [
+      `Verification of ${thousands(rows)} rows against their copy, ${rounds} rounds`,
+      `**${spread(ratio)}** of its time, ${spread(ratioWhole)} as whole commands`,
+      `≤ 0.6: ${reached(ratio.median <= 0.6)}; ≤ 1: ${reached(ratio.median <= 1)}`,
+    ],
+    [
+      '— crossfade, verifying',
+      `${thousands(rows / seconds)} rows/s; CPU µs a row: source ${two(cpu.source)}, target ${two(cpu.target)}`,
+      '',
+    ],
+    [
+      'Digest of a row, CPU of the server',
+      `${micro(digest.ours)}: **${spread(digest.ofText)}** of \`md5(t::text)\` (${micro(digest.text)}), ${spread(digest.ofCount)} of \`count(*)\` (${micro(digest.count)})`,
+      '',
+    ],
+    [
+      `\`verify --rate ${thousands(rate.asked)}\`: rows read at the source`,
+      `${thousands(rate.seen)} rows/s; at work in ${percent(rate.busy)} of ${rate.samples} looks, ${two(rate.sessions)} sessions on average`,
+      `≤ ${thousands(rate.asked * 1.1)}: ${reached(rate.seen <= rate.asked * 1.1)}`,
+    ],
+    [
+      `\`verify --max-load ${load.asked}\` beside ${load.others} busy sessions`,
+      `at work for ${two(load.stoppedAfter)} s more, then not in ${percent(load.idle)} of ${load.samples} looks; again ${two(load.resumedAfter)} s after they ended`,
+      `100 %: ${reached(load.idle === 1)}`,
+    ],
+  ]
 }
 
 function stageLines(stages: Stages): readonly Line[] {

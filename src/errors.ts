@@ -35,6 +35,7 @@ export type ErrorCode =
   | 'FENCED'
   | 'LEASE_LOST'
   | 'UNSUPPORTED'
+  | 'NOT_BEGUN'
   | 'NOT_RUNNING'
   | 'VERIFY_RUNNING'
   | 'INTERRUPTED'
@@ -147,6 +148,7 @@ export const codes: Readonly<Record<ErrorCode, Code>> = {
     'Nothing, unless it repeats: then look at the state store',
     1,
   ),
+  NOT_BEGUN: operator('The pipeline has not begun: there is nothing to compare', 'Start it with crossfade run', 3),
   NOT_RUNNING: operator('No process runs the pipeline', 'Start it with crossfade run', 3),
   VERIFY_RUNNING: operator('Another process verifies or repairs this pipeline', 'Wait for it, or end it'),
   UNSUPPORTED: operator('This version cannot do that yet', 'See what works in the README'),

@@ -11,7 +11,18 @@ import { emptyReport, summarise, verdictOf, type Report } from '../verify/report
 import type { RepairOptions, RepairReport, RepairTable } from '../verify/repair.ts'
 import { journalPath, type VerifyOptions } from '../verify/verify.ts'
 import { load, quietly, widthOf, type Call } from './call.ts'
-import { exitOf, renderProgress, renderRepair, renderReport, reportJson } from './verify.ts'
+import { failureJson } from './report.ts'
+import { formatCount, shorten } from './format.ts'
+import {
+  exitOf,
+  oneLine,
+  renderProgress,
+  renderRepair,
+  renderReport,
+  reportJson,
+  rowsRead,
+  type Paced,
+} from './verify.ts'
 
 export type VerifyHost = {
   readonly verify: (
@@ -48,7 +59,7 @@ export function verifyCommand(program: Command, begin: Begin): void {
     .command('verify')
     .description('compare both ends row by row, also while it runs; exits with 0 equal, 1 different, 3 not verified')
     .argument('[file]', 'configuration', defaultFile)
-    .option('--table <pattern...>', 'only these tables, as in tables.include')
+    .option('--table <pattern>', 'only tables of this name, as in tables.include; may be given again', each)
     .option('--jobs <count>', 'parts compared at once, each with a connection to each end', count(1, 64), 4)
     .option('--rate <rows>', 'rows read at the source a second, at most', count(1, 1e9))
     .option('--max-load <sessions>', 'wait while more sessions of others are at work at the source', count(0, 1e6))
@@ -90,16 +101,29 @@ export function repairCommand(program: Command, begin: Begin): void {
         const { host } = call
         const { config } = await load(call)
         const options = { dryRun: dryRun ?? false, settleMs: settle * 1000 }
-        const controls = { signal: host.stop, watch: () => {} }
-        const report = await host.pipeline.repair(config, host.connectors, quietly(call), options, controls)
+        const line = progressLine(call)
+        let last = ''
+        const watch = ({ table, told, written }: RepairTable): void =>
+          line.show((last = `${oneLine(table)}: ${formatCount(written)} of ${formatCount(told)} rows written`))
+        const report = await interruptible(
+          call,
+          line,
+          async () =>
+            await host.pipeline.repair(config, host.connectors, quietly(call), options, { signal: host.stop, watch }),
+          () =>
+            `${last === '' ? 'nothing was written' : last}. What is written stays; ${host.typed} repair goes on with the rest`,
+        )
         const text = call.json
           ? `${JSON.stringify({ v: 1, ...report }, undefined, 2)}\n`
-          : renderRepair(report, host.typed, host.out.paint)
+          : renderRepair(report, { width: widthOf(host.out), typed: host.typed }, host.out.paint)
         host.out.write(call.mask(text))
         return exitOf[report.verdict]
       })
     })
 }
+
+/** Not variadic: that would take the file for one more. */
+const each = (text: string, former: readonly string[] = []): readonly string[] => [...former, text]
 
 function count(least: number, most: number): (text: string) => number {
   return (text) => {
@@ -122,13 +146,49 @@ async function compare(call: Call, flags: Flags): Promise<number> {
     withValues: flags.showValues ?? false,
     fresh: flags.fresh ?? false,
   }
-  const show = progressOn(call)
-  const report = await host.pipeline.verify(config, host.connectors, quietly(call), options, {
-    signal: host.stop,
-    watch: show.watch,
-  })
-  show.end()
+  const line = progressLine(call)
+  let last: Report | undefined
+  let since: Paced | undefined
+  const watch = (report: Report): void => {
+    last = report
+    since ??= { at: Date.now(), rows: rowsRead(report) }
+    line.show(renderProgress(report, since, Date.now()))
+  }
+  line.show('looking at both ends')
+  const report = await interruptible(
+    call,
+    line,
+    async () =>
+      await host.pipeline.verify(config, host.connectors, quietly(call), options, { signal: host.stop, watch }),
+    () =>
+      last === undefined
+        ? 'nothing was compared yet'
+        : `${formatCount(rowsRead(last))} rows are compared, and kept; ${host.typed} verify goes on from there`,
+  )
   return write(call, report, report.samples)
+}
+
+/** What a signal ends is told, with what it leaves to go on from. */
+async function interruptible<T>(
+  { host, json }: Call,
+  line: ProgressLine,
+  work: () => Promise<T>,
+  left: () => string,
+): Promise<T> {
+  try {
+    return await work()
+  } catch (error) {
+    if (!host.stop.aborted) throw error
+    line.end()
+    if (json)
+      host.out.write(
+        `${JSON.stringify({ v: 1, error: failureJson(new Failure('INTERRUPTED', { observed: left() })) })}\n`,
+      )
+    else host.err.write(`Stopped: ${left()}.\n`)
+    throw host.stop.reason
+  } finally {
+    line.end()
+  }
 }
 
 async function tell(call: Call): Promise<number> {
@@ -160,19 +220,23 @@ function write({ host, json, mask }: Call, report: Report, differences: readonly
 const drawEvery = 200
 const lineEvery = 5_000
 
-/** One line, to stderr: redrawn on a terminal, else now and then. */
-function progressOn({ host: { err }, json }: Call): { watch: (report: Report) => void; end: () => void } {
-  let drawn = Date.now()
-  const every = err.isTTY ? drawEvery : lineEvery
+type ProgressLine = { readonly show: (text: string) => void; readonly end: () => void }
+
+/** One line, to stderr: redrawn on a terminal, else now and then; none beside JSON. */
+function progressLine({ host: { err }, json }: Call): ProgressLine {
+  let drawn = err.isTTY ? 0 : Date.now()
+  let there = false
   return {
-    watch(report) {
+    show(text) {
       const now = Date.now()
-      if (json || now - drawn < every) return
+      if (json || now - drawn < (err.isTTY ? drawEvery : lineEvery)) return
       drawn = now
-      err.write(err.isTTY ? `\r\u001b[K${renderProgress(report, now)}` : `${renderProgress(report, now)}\n`)
+      there = err.isTTY
+      err.write(err.isTTY ? `\r\u001b[K${shorten(text, err.columns - 1)}` : `${text}\n`)
     },
     end() {
-      if (!json && err.isTTY) err.write('\r\u001b[K')
+      if (there) err.write('\r\u001b[K')
+      there = false
     },
   }
 }

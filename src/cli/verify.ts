@@ -1,7 +1,8 @@
 import { verdictOf, type Report, type TableReport } from '../verify/report.ts'
 import type { DifferenceLine, Verdict } from '../verify/journal.ts'
-import type { RepairReport } from '../verify/repair.ts'
-import { formatCount, formatSeconds, pad, printable, shorten, widthOf, wrap } from './format.ts'
+import type { RepairReport, RepairTable } from '../verify/repair.ts'
+import { codes, type ErrorCode } from '../errors.ts'
+import { formatCount, formatSeconds, formatShort, pad, printable, shorten, widthOf, wrap } from './format.ts'
 import { glyphs, type Paint, type Style } from './report.ts'
 
 const words: Readonly<Record<Verdict, { readonly glyph: string; readonly style: Style; readonly word: string }>> = {
@@ -17,57 +18,82 @@ function verdictText(verdict: Verdict, paint: Paint): string {
   return paint(style, `${glyph} ${word}`)
 }
 
+type Shown = { readonly width: number; readonly typed: string }
+/** Lines of tables that are equal, of others, and of differences: of a table and in all. The rest is counted. */
+const most = { equal: 20, others: 40, ofTable: 5, differences: 30 } as const
+
 /** `crossfade verify` and `verify report`. Ends with a line feed. */
-export function renderReport(report: Report, { width, typed }: { width: number; typed: string }, paint: Paint): string {
-  const { begin, tables, samples, end } = report
+export function renderReport(report: Report, shown: Shown, paint: Paint): string {
+  const { begin, tables, end } = report
+  const { width, typed } = shown
   const verdict = verdictOf(report)
   const lines = [`${paint('bold', begin.pipeline)}  ${verdictText(verdict, paint)}`]
-  const rows = tables.reduce((sum, { source }) => sum + source, 0)
   const ended = end?.at ?? report.chunks.at(-1)?.at ?? begin.at
+  const heldBack =
+    end === undefined || end.throttledMs < 1000 ? '' : `, ${formatSeconds(end.throttledMs / 1000)} of it held back`
+  const compared = `${counted(
+    total(tables, ({ source }) => source),
+    'row',
+  )} of ${counted(tables.length, 'table')}`
   lines.push(
-    `  ${formatCount(rows)} rows of ${tables.length} tables, read from ${clock(begin.at)} to ${clock(ended)} in ${formatSeconds((ended - begin.at) / 1000)}${
-      end !== undefined && end.throttledMs >= 1000 ? `, ${formatSeconds(end.throttledMs / 1000)} of it held back` : ''
-    }`,
+    ...wrap(
+      `${compared}, read ${span(begin.at, ended)} in ${formatSeconds((ended - begin.at) / 1000)}${heldBack}`,
+      width - 2,
+    ).map(indented),
   )
   if (end === undefined)
     lines.push(`  ${paint('yellow', 'It did not come to its end')}: ${typed} verify goes on with it`)
-  if (end?.why !== undefined) lines.push(...wrap(end.why, width - 2).map((line) => `  ${line}`))
-  lines.push('', ...renderTables(tables, width, paint))
-  if (samples.length > 0) {
-    lines.push('')
-    for (const sample of samples) lines.push(...renderDifference(sample, width, paint))
-    const all = tables.reduce(
-      (sum, { onlySource, onlyTarget, different }) => sum + onlySource + onlyTarget + different,
-      0,
-    )
-    if (all > samples.length)
-      lines.push(`  ${paint('dim', `${formatCount(all)} in all`)}: ${typed} verify report --json`)
-    lines.push('', `  ${paint('dim', 'next')} ${paint('cyan', `${typed} repair --dry-run`)}`)
-  }
+  else if (end.why !== undefined) lines.push(...reason(end.why, 2, shown, paint))
+  lines.push('', ...renderTables(tables, shown, paint), ...renderDifferences(report, shown, paint))
+  if (tables.some(differs)) lines.push('', `  ${paint('dim', 'next')} ${paint('cyan', `${typed} repair --dry-run`)}`)
   return `${lines.join('\n')}\n`
 }
 
-function renderTables(tables: readonly TableReport[], width: number, paint: Paint): readonly string[] {
-  const names = tables.map(({ table }) => shorten(printable(table), Math.max(20, width - 50)))
+const order: readonly Verdict[] = ['different', 'unknown', 'equal']
+const differs = (table: TableReport): boolean => differencesOf(table) > 0
+const differencesOf = ({ onlySource, onlyTarget, different }: TableReport): number =>
+  onlySource + onlyTarget + different
+const total = (tables: readonly TableReport[], count: (table: TableReport) => number): number =>
+  tables.reduce((sum, table) => sum + count(table), 0)
+const counted = (count: number, what: string): string => `${formatCount(count)} ${what}${count === 1 ? '' : 's'}`
+const indented = (line: string): string => `  ${line}`
+
+/** What is wrong first; what does not fit is counted. */
+function renderTables(tables: readonly TableReport[], shown: Shown, paint: Paint): readonly string[] {
+  const sorted = order.map((verdict) => tables.filter((table) => table.verdict === verdict))
+  const listed = sorted.flatMap((some) => some.slice(0, some[0]?.verdict === 'equal' ? most.equal : most.others))
+  const names = listed.map(({ table }) => shorten(oneLine(table), Math.max(20, shown.width - 50)))
   const column = Math.max(5, ...names.map(widthOf))
-  const counts = tables.map(({ source, rangesDone }) => (rangesDone === 0 ? '-' : formatCount(source)))
-  const most = Math.max(4, ...counts.map(widthOf))
-  const head = `  ${pad('table', column)}  ${pad('rows', most, 'right')}`
-  const lines = tables.flatMap((table, i) => {
-    const line = `  ${pad(names[i] ?? '', column)}  ${pad(counts[i] ?? '', most, 'right')}  ${verdictText(table.verdict, paint)}`
-    const about = [...found(table), ...progress(table)].join(', ')
-    return [about === '' ? line : `${line}  ${about}`, ...why(table, width, paint)]
+  const counts = listed.map(({ source, rangesDone }) => (rangesDone === 0 ? '-' : formatCount(source)))
+  const digits = Math.max(4, ...counts.map(widthOf))
+  const lines = listed.flatMap((table, i) => {
+    const before = `  ${pad(names[i] ?? '', column)}  ${pad(counts[i] ?? '', digits, 'right')}`
+    const [first = '', ...more] = wrap(
+      [words[table.verdict].word, ...found(table), ...progress(table)].join(', '),
+      Math.max(20, shown.width - widthOf(before) - 4),
+    )
+    const { glyph, style } = words[table.verdict]
+    return [
+      `${before}  ${paint(style, `${glyph} ${first}`)}`,
+      ...more.map((line) => `${' '.repeat(widthOf(before) + 4)}${paint(style, line)}`),
+      ...(table.why === undefined ? [] : reason(table.why, 6, shown, paint)),
+    ]
   })
-  return [paint('dim', head), ...lines]
+  const rest = sorted.flatMap((some) => {
+    const left = some.length - listed.filter(({ verdict }) => verdict === some[0]?.verdict).length
+    return some[0] === undefined || left === 0 ? [] : `${formatCount(left)} more ${words[some[0].verdict].word}`
+  })
+  const all = rest.length === 0 ? [] : [paint('dim', `  and ${rest.join(', ')}: ${shown.typed} verify report --json`)]
+  return [paint('dim', `  ${pad('table', column)}  ${pad('rows', digits, 'right')}`), ...lines, ...all]
 }
 
 function found({ onlySource, onlyTarget, different, unsettled, transient }: TableReport): readonly string[] {
   return [
+    ...(different > 0 ? [`${formatCount(different)} ${different === 1 ? 'differs' : 'differ'}`] : []),
     ...(onlySource > 0 ? [`${formatCount(onlySource)} only at the source`] : []),
     ...(onlyTarget > 0 ? [`${formatCount(onlyTarget)} only at the target`] : []),
-    ...(different > 0 ? [`${formatCount(different)} differ`] : []),
     ...(unsettled > 0 ? [`${formatCount(unsettled)} unsettled`] : []),
-    ...(transient > 0 ? [`${formatCount(transient)} were under way`] : []),
+    ...(transient > 0 ? [`${formatCount(transient)} ${transient === 1 ? 'was' : 'were'} under way`] : []),
   ]
 }
 
@@ -75,29 +101,89 @@ function progress({ rangesDone, ranges }: TableReport): readonly string[] {
   return rangesDone === ranges ? [] : [`${formatCount(rangesDone)} of ${formatCount(ranges)} parts read`]
 }
 
-const why = ({ why }: TableReport, width: number, paint: Paint): readonly string[] =>
-  why === undefined ? [] : wrap(printable(why), width - 6).map((line) => `      ${paint('yellow', line)}`)
+/** Why something is not known, and what to do about it. */
+function reason(why: string, indent: number, { width, typed }: Shown, paint: Paint): readonly string[] {
+  const space = ' '.repeat(indent)
+  const next = remedyOf(why, typed)
+  return [
+    ...wrap(oneLine(why), width - indent).map((line) => `${space}${paint('yellow', line)}`),
+    ...(next === undefined ? [] : wrap(`→ ${next}`, width - indent).map((line) => `${space}${paint('cyan', line)}`)),
+  ]
+}
+
+const remedies: readonly (readonly [start: string, next: (typed: string) => string])[] = [
+  ['NOT_RUNNING', (typed) => `start it (${typed} run), and verify again while it runs`],
+  ['its copy is not complete', (typed) => `wait until it is (${typed} status), and verify again`],
+  ['TABLE_MISSING', () => 'it was dropped or renamed: leave it out by tables.exclude, or bring it back'],
+  ['SERVER_BUSY', () => 'somebody has locked it: verify again later'],
+  ['LIMIT_EXCEEDED: reading', (typed) => `${typed} verify --max-read <seconds>, or at a quieter time`],
+  [
+    'a commit at the source',
+    () => 'a transaction there takes long, or waits for a standby: find it in the list of sessions, and verify again',
+  ],
+  ['the target had not applied', (typed) => `it is behind: see the lag in ${typed} status, and verify again`],
+  ['the target has not applied', (typed) => `it is behind: see the lag in ${typed} status, and verify again`],
+  ['it changed too often', (typed) => `${typed} verify --settle <seconds>, or at a quieter time`],
+  ['reading it took too long', (typed) => `${typed} verify --settle <seconds>, or at a quieter time`],
+]
+
+function remedyOf(why: string, typed: string): string | undefined {
+  const known = remedies.find(([start]) => why.startsWith(start))
+  if (known) return known[1](typed)
+  const [code = ''] = why.split(':')
+  return Object.hasOwn(codes, code) ? codes[code as ErrorCode].next : undefined
+}
+
+/** The first of each table, as there is room. */
+function renderDifferences({ samples, tables }: Report, { width, typed }: Shown, paint: Paint): readonly string[] {
+  const ofTable = Map.groupBy(samples, ({ table }) => table)
+  const chosen = [...ofTable.values()].flatMap((some) => some.slice(0, most.ofTable)).slice(0, most.differences)
+  if (chosen.length === 0) return []
+  const left = total(tables, differencesOf) - chosen.length
+  return [
+    '',
+    ...chosen.flatMap((one) => renderDifference(one, width, paint)),
+    ...(left > 0 ? [`  ${paint('dim', `and ${formatCount(left)} more: ${typed} verify report --json`)}`] : []),
+  ]
+}
 
 function renderDifference(one: DifferenceLine, width: number, paint: Paint): readonly string[] {
-  const key = one.key.map((text) => (text === null ? 'null' : printable(text))).join(', ')
-  const told =
-    one.what === 'only source'
-      ? 'is only at the source'
-      : one.what === 'only target'
-        ? 'is only at the target'
-        : one.what === 'copies'
-          ? `is there ${one.copies?.[0] ?? 0} times at the source, ${one.copies?.[1] ?? 0} times at the target`
-          : `differs in ${one.columns.map(({ name }) => printable(name)).join(', ')}`
-  const checked = `first seen ${clock(one.firstSeen)}, checked again ${one.rechecks === 1 ? 'once' : `${one.rechecks} times`}, at ${printable(one.position)}`
+  const name = shorten(oneLine(one.table), Math.max(20, width - 50))
+  const key = keyText(one.key, Math.max(20, width - 30 - widthOf(name)))
+  const head = `  ${paint('red', glyphs.bad)} ${name} ${paint('bold', `(${key})`)}`
+  const used = 7 + widthOf(name) + widthOf(key)
+  const [first = '', ...more] = wrap(what(one), Math.max(20, width - used))
+  const checked = `first seen ${clock(one.firstSeen)}, confirmed ${one.rechecks === 1 ? 'once' : `${one.rechecks} times`}`
   return [
-    `  ${paint('red', glyphs.bad)} ${printable(one.table)} ${paint('bold', `(${shorten(key, Math.max(20, width - 40))})`)} ${told}`,
-    `      ${paint('dim', checked)}`,
+    `${head} ${first}`,
+    ...[...more, paint('dim', checked)].map((line) => `      ${line}`),
     ...one.columns.flatMap(({ name, source, target }) =>
       source === undefined && target === undefined
         ? []
-        : [`      ${printable(name)}: ${value(source)} at the source, ${value(target)} at the target`],
+        : [`      ${oneLine(name)}: ${value(source)} at the source, ${value(target)} at the target`],
     ),
   ]
+}
+
+function what({ what, copies, columns }: DifferenceLine): string {
+  switch (what) {
+    case 'only source':
+      return 'is only at the source'
+    case 'only target':
+      return 'is only at the target'
+    case 'copies':
+      return `is there ${copies?.[0] ?? 0} times at the source, ${copies?.[1] ?? 0} times at the target`
+    case 'different':
+      return `differs in ${columns.map(({ name }) => oneLine(name)).join(', ')}`
+    default:
+      return what satisfies never
+  }
+}
+
+export const oneLine = (text: string): string => printable(text).replaceAll('\n', '\\n')
+
+export function keyText(key: readonly (string | null)[], width: number): string {
+  return shorten(key.map((text) => (text === null ? 'null' : oneLine(text))).join(', '), width)
 }
 
 function value(text: string | null | undefined): string {
@@ -106,19 +192,40 @@ function value(text: string | null | undefined): string {
 
 const clock = (at: number): string => `${new Date(at).toISOString().slice(11, 19)}Z`
 
-/** One line while it runs. */
-export function renderProgress({ tables, begin }: Report, now: number): string {
-  const sum = (count: (table: TableReport) => number): number => tables.reduce((all, table) => all + count(table), 0)
-  const estimated = begin.tables.reduce(
+function span(from: number, to: number): string {
+  const day = (at: number): string => new Date(at).toISOString().slice(0, 10)
+  return day(from) === day(to)
+    ? `${day(from)} from ${clock(from)} to ${clock(to)}`
+    : `from ${day(from)} ${clock(from)} to ${day(to)} ${clock(to)}`
+}
+
+/** What was done since a moment, as far as a report tells. */
+export type Paced = { readonly at: number; readonly rows: number }
+
+/** One line while it runs. `since`: when this process began, and what an earlier one had read. */
+export function renderProgress(report: Report, since: Paced, now: number): string {
+  const { tables, begin } = report
+  const rows = rowsRead(report)
+  const all = begin.tables.reduce(
     (all, { ranges }) => all + ranges.reduce((rows, { estimatedRows }) => rows + estimatedRows, 0),
     0,
   )
-  const rows = sum(({ source }) => source)
-  const seconds = Math.max(0.001, (now - begin.at) / 1000)
-  const differences = sum(({ onlySource, onlyTarget, different }) => onlySource + onlyTarget + different)
-  const share = estimated === 0 ? '' : ` of about ${formatCount(estimated)}`
-  return `${formatCount(rows)}${share} rows compared, ${formatCount(Math.round(rows / seconds))}/s${differences > 0 ? `, ${formatCount(differences)} differ` : ''}`
+  const seconds = (now - since.at) / 1000
+  const rate = (rows - since.rows) / Math.max(0.001, seconds)
+  const left = seconds < 2 || rate <= 0 || all <= rows ? [] : [`${formatSeconds((all - rows) / rate)} left`]
+  const share = all === 0 ? '' : ` of about ${formatCount(Math.max(all, rows))}`
+  const differences = total(tables, differencesOf)
+  const unsettled = total(tables, ({ unsettled }) => unsettled)
+  return [
+    `${formatCount(rows)}${share} rows`,
+    `${formatShort(Math.round(rate))} rows/s`,
+    ...left,
+    differences === 0 ? 'no difference' : counted(differences, 'difference'),
+    ...(unsettled === 0 ? [] : [`${formatCount(unsettled)} unsettled`]),
+  ].join(', ')
 }
+
+export const rowsRead = ({ tables }: Report): number => total(tables, ({ source }) => source)
 
 /** The document of `verify --json` and `verify report --json`. `all`: the differences. */
 export function reportJson(report: Report, all: readonly DifferenceLine[]): unknown {
@@ -144,27 +251,54 @@ export function reportJson(report: Report, all: readonly DifferenceLine[]): unkn
 }
 
 /** `crossfade repair`. Ends with a line feed. */
-export function renderRepair(
-  { pipeline, dryRun, verdict, tables, audit }: RepairReport,
-  typed: string,
-  paint: Paint,
-): string {
+export function renderRepair(report: RepairReport, { width, typed }: Shown, paint: Paint): string {
+  const { pipeline, dryRun, verdict, tables, found, audit } = report
   const name = paint('bold', pipeline)
-  if (tables.length === 0) return `${name}  nothing to repair: the last verification found no row that differs\n`
-  const column = Math.max(5, ...tables.map(({ table }) => widthOf(printable(table))))
-  const lines = tables.map(({ table, copied, removed, written, right, different, unknown }) => {
-    const parts = dryRun
-      ? [`${formatCount(copied)} rows would be written as the source has them`, `${formatCount(removed)} removed`]
-      : [
-          `${formatCount(written)} written`,
-          `${formatCount(right)} equal now`,
-          ...(different > 0 ? [`${formatCount(different)} still differ`] : []),
-          ...(unknown > 0 ? [`${formatCount(unknown)} unsettled`] : []),
-        ]
-    return `  ${pad(printable(table), column)}  ${parts.join(', ')}`
-  })
-  const next = dryRun ? `${typed} repair` : `${typed} verify --fresh`
-  const head = dryRun ? `${name}  nothing is written` : `${name}  ${verdictText(verdict, paint)}`
-  const told = dryRun ? [] : [`  ${paint('dim', 'every row written is told in')} ${audit}`]
-  return `${[head, ...lines, ...told, `  ${paint('dim', 'next')} ${paint('cyan', next)}`].join('\n')}\n`
+  const of = `the verification of ${moment(found.at)}`
+  if (tables.length === 0)
+    return found.whole
+      ? `${name}  nothing to repair: ${of} found no row that differs\n`
+      : `${name}  nothing to repair so far: ${of} was interrupted, and has found no row that differs\n  ${paint('dim', 'next')} ${paint('cyan', `${typed} verify`)}\n`
+  const lines = [dryRun ? `${name}  nothing is written` : `${name}  ${verdictText(verdict, paint)}`]
+  const about = [
+    `What ${of} found; each row is read again before it is written.`,
+    ...(found.whole ? [] : ['It was interrupted: what it had not read may differ as well.']),
+  ]
+  lines.push(...wrap(about.join(' '), width - 2).map((line) => `  ${paint('dim', line)}`), '')
+  for (const table of tables) lines.push(...repairedTable(table, dryRun, width, paint))
+  const next = dryRun ? 'repair' : found.whole ? 'verify' : 'verify --fresh'
+  lines.push('')
+  if (!dryRun && tables.some(({ written }) => written > 0))
+    lines.push(...wrap(`Every row written is told in ${audit}`, width - 2).map(indented))
+  return `${[...lines, `  ${paint('dim', 'next')} ${paint('cyan', `${typed} ${next}`)}`].join('\n')}\n`
 }
+
+function repairedTable(table: RepairTable, dryRun: boolean, width: number, paint: Paint): readonly string[] {
+  const { told, copied, removed, written, right, different, unknown, first } = table
+  const parts = dryRun
+    ? [
+        ...(copied > 0
+          ? [`${counted(copied, 'row')} would be written as the source has ${copied === 1 ? 'it' : 'them'}`]
+          : []),
+        ...(removed > 0 ? [`${formatCount(removed)} would be removed`] : []),
+      ]
+    : [
+        `${formatCount(written)} written`,
+        `${formatCount(right)} equal now`,
+        ...(different > 0 ? [`${formatCount(different)} still ${different === 1 ? 'differs' : 'differ'}`] : []),
+        ...(unknown > 0 ? [`${formatCount(unknown)} unsettled`] : []),
+      ]
+  const lines = wrap(`${shorten(oneLine(table.table), width - 4)}  ${parts.join(', ')}`, width - 2).map(indented)
+  if (!dryRun) return lines
+  lines.push(
+    ...first.map(
+      ({ key, action }) =>
+        `      ${paint('dim', action === 'remove' ? 'remove' : 'write ')} (${keyText(key, width - 16)})`,
+    ),
+  )
+  return told > first.length
+    ? [...lines, `      ${paint('dim', `and ${formatCount(told - first.length)} more`)}`]
+    : lines
+}
+
+const moment = (at: number): string => new Date(at).toISOString().slice(0, 19).replace('T', ' ') + 'Z'

@@ -15,7 +15,7 @@ import { hasEnded, thisProcess } from '../process-identity.ts'
 import { registeredTables, type Registered } from '../registry.ts'
 import { rowsOf, type Mending } from '../rows.ts'
 import { cellsOf, type Ends, type Suspect } from './compare.ts'
-import { readJournal, type DifferenceLine, type Verdict } from './journal.ts'
+import { readJournal, type DifferenceLine, type Line, type Verdict } from './journal.ts'
 import { isSame, readRows, settle, stillness, type Found, type Witness } from './settle.ts'
 import { journalPath } from './verify.ts'
 import { witnessOf } from './witness.ts'
@@ -27,8 +27,8 @@ export type RepairOptions = {
   /** Until a row that changes all the time is left as it is. */
   readonly settleMs: number
 }
-/** Of one table: rows told by the report, written now, found right already, and those that still differ or could not be told. `copied`, `removed`: how
- *  many of the report's rows are to be written as the source has them, and how many are to be deleted. */
+/** Of one table: rows told by the report, written now, equal now, and those that still differ or could not be told. Of a dry run `copied`, `removed`: how
+ *  many of them differ at this moment, and are to be written as the source has them or to be deleted. */
 export type RepairTable = {
   readonly table: string
   told: number
@@ -38,10 +38,15 @@ export type RepairTable = {
   right: number
   different: number
   unknown: number
+  /** The first of those that a dry run counts. */
+  readonly first: { readonly key: DifferenceLine['key']; readonly action: Action }[]
 }
+type Action = 'copy' | 'remove'
 export type RepairReport = {
   readonly pipeline: string
   readonly dryRun: boolean
+  /** The verification that named the rows: when it began, in ms since 1970, and whether it came to its end. */
+  readonly found: { readonly at: number; readonly whole: boolean }
   readonly verdict: Verdict
   readonly tables: readonly RepairTable[]
   /** Where each row that was written is told. */
@@ -51,6 +56,7 @@ type Controls = { readonly signal: AbortSignal; readonly watch: (table: RepairTa
 
 const leaseMs = 15_000
 const rowsAtOnce = 100
+const firstOfTable = 5
 /** As long may the partition's lane be kept waiting for the source to answer. */
 const heldMs = 3_000
 
@@ -89,16 +95,18 @@ export async function repairPipeline(
     const registered = byName.get(first.table)
     const tally = tallyOf(tables, first.table)
     if (registered === undefined) tally.unknown += group.length
+    else if (options.dryRun) await mender.look(registered, group, tally, under)
     else await mender.mend(registered, group, tally, under)
     watch(tally)
     group = []
   }
-  for await (const line of await differences(config)) {
+  const found = { at: 0, whole: false }
+  for await (const line of await journalOf(config)) {
+    if (line.kind === 'begin') found.at = line.at
+    if (line.kind === 'end') found.whole = true
+    if (line.kind !== 'difference') continue
     const tally = tallyOf(tables, line.table)
     tally.told++
-    if (line.what === 'only target') tally.removed++
-    else tally.copied++
-    if (options.dryRun) continue
     if (group.length === rowsAtOnce || group[0]?.table !== line.table) await flush()
     group.push(line)
   }
@@ -107,8 +115,9 @@ export async function repairPipeline(
   const differs = all.some(({ different }) => different > 0)
   const unknown = all.some(({ unknown }) => unknown > 0)
   const left = unknown ? 'unknown' : 'equal'
-  const verdict = differs || (options.dryRun && all.length > 0) ? 'different' : left
-  return { pipeline: config.name, dryRun: options.dryRun, verdict, tables: all, audit }
+  const due = all.some(({ copied, removed }) => copied + removed > 0)
+  const verdict = differs || due ? 'different' : left
+  return { pipeline: config.name, dryRun: options.dryRun, verdict, tables: all, found, audit }
 }
 
 /** As the source has them now; without those that are gone. */
@@ -130,13 +139,14 @@ async function currentTables(
 function tallyOf(tables: Map<string, RepairTable>, table: string): RepairTable {
   const known = tables.get(table)
   if (known !== undefined) return known
-  const made = { table, told: 0, copied: 0, removed: 0, written: 0, right: 0, different: 0, unknown: 0 }
+  const counts = { told: 0, copied: 0, removed: 0, written: 0, right: 0, different: 0, unknown: 0 }
+  const made: RepairTable = { table, ...counts, first: [] }
   tables.set(table, made)
   return made
 }
 
-/** What the last verification found, in its order. */
-async function differences(config: PipelineConfig): Promise<AsyncIterable<DifferenceLine>> {
+/** What the last verification wrote down, in its order. */
+async function journalOf(config: PipelineConfig): Promise<AsyncIterable<Line>> {
   const path = journalPath(config)
   const there = await stat(path).catch(() => undefined)
   if (there === undefined)
@@ -145,7 +155,7 @@ async function differences(config: PipelineConfig): Promise<AsyncIterable<Differ
     for await (const line of readJournal(path)) {
       if (line.kind === 'begin' && line.pipeline !== config.name)
         throw new Failure('USAGE', { object: path, observed: `it is of pipeline ${line.pipeline}` })
-      if (line.kind === 'difference') yield line
+      yield line
     }
   })()
 }
@@ -154,17 +164,17 @@ async function differences(config: PipelineConfig): Promise<AsyncIterable<Differ
 type Sighted = { readonly suspect: Suspect; readonly source: Found }
 
 interface Mender extends AsyncDisposable {
+  /** Counts what each of these rows of a table needs at this moment; writes nothing. */
+  look(table: Registered, lines: readonly DifferenceLine[], tally: RepairTable, signal: AbortSignal): Promise<void>
   /** Of one table. Counts what came of each of these in `tally`. */
   mend(table: Registered, lines: readonly DifferenceLine[], tally: RepairTable, signal: AbortSignal): Promise<void>
 }
 
 function openMender(source: Source, sink: Sink, witness: Witness, { settleMs }: RepairOptions, audit: string): Mender {
-  let opened: { readonly ends: Ends; readonly lane: Lane } | undefined
-  const open = async (signal: AbortSignal): Promise<{ readonly ends: Ends; readonly lane: Lane }> =>
-    (opened ??= {
-      ends: { source: await source.reader('now', signal), target: await sink.reader(signal) },
-      lane: await sink.lane(signal),
-    })
+  let ends: Ends | undefined
+  let lane: Lane | undefined
+  const open = async (signal: AbortSignal): Promise<Ends> =>
+    (ends ??= { source: await source.reader('now', signal), target: await sink.reader(signal) })
   /** What of these may be written now: the source's row is still the one that was seen before everything up to it was applied, so no change of it
    *  waits behind the checkpoint, and the target's is another. `rest`: those whose turn it is not. */
   const due = async (
@@ -190,8 +200,24 @@ function openMender(source: Source, sink: Sink, witness: Witness, { settleMs }: 
     }
   }
   return {
+    async look({ schema }, lines, tally, signal) {
+      const ends = await open(signal)
+      const suspects = lines.map(({ key }): Suspect => ({ key }))
+      const there = await readRows(ends.target, schema, suspects, signal)
+      const here = await readRows(ends.source, schema, suspects, signal)
+      for (const [i, row] of here.entries()) {
+        const action: Action = row.copies === 0 ? 'remove' : 'copy'
+        if (isSame(row, there[i] ?? row)) tally.right++
+        else {
+          if (action === 'copy') tally.copied++
+          else tally.removed++
+          if (tally.first.length < firstOfTable) tally.first.push({ key: suspects[i]?.key ?? [], action })
+        }
+      }
+    },
     async mend({ schema, route }, lines, tally, signal) {
-      const { ends, lane } = await open(signal)
+      const ends = await open(signal)
+      const writing = (lane ??= await sink.lane(signal))
       const until = AbortSignal.any([signal, AbortSignal.timeout(settleMs)])
       const place = placing(schema, route)
       const suspects = lines.map(({ key }): Suspect => ({ key }))
@@ -212,7 +238,7 @@ function openMender(source: Source, sink: Sink, witness: Witness, { settleMs }: 
               await record(audit, schema, found.due)
               return mendingOf(schema, found.due)
             }
-            await lane.repair(place(first.suspect.key), schema, read, signal)
+            await writing.repair(place(first.suspect.key), schema, read, signal)
             tally.written += found.due.length
             left = [...left, ...found.rest.map(({ suspect }) => suspect)]
           }
@@ -226,9 +252,8 @@ function openMender(source: Source, sink: Sink, witness: Witness, { settleMs }: 
       }
     },
     async [Symbol.asyncDispose]() {
-      if (opened === undefined) return
-      const { ends, lane } = opened
-      await Promise.allSettled([ends.source, ends.target, lane].map(async (each) => await each[Symbol.asyncDispose]()))
+      const all = [ends?.source, ends?.target, lane]
+      await Promise.allSettled(all.map(async (each) => await each?.[Symbol.asyncDispose]()))
     },
   }
 }

@@ -112,6 +112,7 @@ export async function verifyTables(
   const former = options.fresh ? undefined : await unfinished(path, config.name, schemas, options.withValues)
   const report = former ?? emptyReport(await plan(config.name, schemas, source, options, signal))
   await using journal = former === undefined ? await createJournal(path, report.begin) : await resumeJournal(path)
+  watch(report)
   const run: Run = { ...through, ...controls, journal, report, options, schemas }
   await compareAll(run, async (rows, signal) => await limits.pass(rows, signal), signal)
   const end = await judgeWhole(run, limits.waitedMs, signal)
@@ -138,24 +139,24 @@ export async function schemasOf(
   signal: AbortSignal,
 ): Promise<readonly Described[]> {
   const registered = await registeredTables(store, signal)
-  if (registered.length === 0)
-    throw new Failure('CHECK_FAILED', {
-      object: config.name,
-      observed: 'the pipeline has not begun: there is nothing to compare',
-      next: 'crossfade run',
-    })
+  if (registered.length === 0) throw new Failure('NOT_BEGUN', { object: config.name })
   const wanted = registered.filter(({ schema }) => tables === undefined || tables(schema.table))
   if (wanted.length === 0)
-    throw new Failure('USAGE', { observed: 'no table of the pipeline has such a name', next: 'See crossfade status' })
+    throw new Failure('USAGE', {
+      observed: 'no table of the pipeline has such a name',
+      next: 'crossfade status lists them',
+    })
   const names = new Set(wanted.map(({ schema }) => tableName(schema.table)))
   const now = await source.tables((table) => names.has(tableName(table)), signal)
   const found = new Map(now.map((schema) => [tableName(schema.table), schema]))
   const live = new Set((await sink.copies(signal)).flatMap(({ table, live }) => (live ? tableName(table) : [])))
+  // A full copy that is complete stays held.
+  const complete = (await store.get('complete', signal)) !== undefined
   return wanted.map(({ schema }) => {
     const name = tableName(schema.table)
     const current = found.get(name)
     if (current === undefined) return { schema, why: 'TABLE_MISSING: no longer at the source' }
-    return config.mode === 'incremental' || live.has(name)
+    return config.mode === 'incremental' || complete || live.has(name)
       ? { schema: current }
       : { schema: current, why: 'its copy is not complete yet' }
   })
@@ -168,6 +169,7 @@ async function plan(
   { withValues }: VerifyOptions,
   signal: AbortSignal,
 ): Promise<Begin> {
+  const at = Date.now()
   const tables: Planned[] = []
   await using reader = await source.reader('now', signal)
   for (const { schema, why } of schemas) {
@@ -191,7 +193,7 @@ async function plan(
   }
   const size = ({ ranges }: Planned): number => ranges.reduce((sum, { estimatedRows }) => sum + estimatedRows, 0)
   tables.sort((a, b) => size(b) - size(a))
-  return { kind: 'begin', v: 1, pipeline, at: Date.now(), withValues, tables }
+  return { kind: 'begin', v: 1, pipeline, at, withValues, tables }
 }
 
 function describe({ table, columns, key }: TableSchema): Omit<Planned, 'ranges'> {

@@ -8,7 +8,7 @@ import { runCli, type Host } from '../../../src/cli/commands.ts'
 import { plain, renderFailure, renderFindings } from '../../../src/cli/report.ts'
 import type { Finding } from '../../../src/connector.ts'
 import { Failure } from '../../../src/errors.ts'
-import { fakeHost, statusOf, nothingPlanned } from './host.ts'
+import { fakeHost, statusOf, nothingPlanned, nothingRepaired } from './host.ts'
 import { emptyReport } from '../../../src/verify/report.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'crossfade-cli-'))
@@ -43,7 +43,7 @@ const pipeline = (changes: Partial<Host['pipeline']>): Partial<Host> => ({
     run: async () => 'complete',
     status: async () => statusOf({}),
     verify: async () => emptyReport(nothingPlanned),
-    repair: async () => ({ pipeline: 'shop', dryRun: false, verdict: 'equal', tables: [], audit: '' }),
+    repair: async () => nothingRepaired,
     ...changes,
   },
 })

@@ -1,4 +1,5 @@
 import type { Begin } from '../../../src/verify/journal.ts'
+import type { RepairReport } from '../../../src/verify/repair.ts'
 import { emptyReport } from '../../../src/verify/report.ts'
 import type { Host } from '../../../src/cli/commands.ts'
 import { plain } from '../../../src/cli/report.ts'
@@ -36,12 +37,21 @@ export function fakeHost(cwd: string, changes: Partial<Host>): { readonly host: 
         run: async () => 'complete' as const,
         status: async () => statusOf({}),
         verify: async () => emptyReport(nothingPlanned),
-        repair: async () => ({ pipeline: 'shop', dryRun: false, verdict: 'equal', tables: [], audit: '' }),
+        repair: async () => nothingRepaired,
       },
       ...changes,
     } satisfies Host,
   }
   return kept
+}
+
+export const nothingRepaired: RepairReport = {
+  pipeline: 'shop',
+  dryRun: false,
+  verdict: 'equal',
+  tables: [],
+  found: { at: 0, whole: true },
+  audit: 'shop.repairs.jsonl',
 }
 
 export const nothingPlanned: Begin = { kind: 'begin', v: 1, pipeline: 'shop', at: 0, withValues: false, tables: [] }
