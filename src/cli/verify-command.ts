@@ -59,7 +59,7 @@ export function verifyCommand(program: Command, begin: Begin): void {
     .command('verify')
     .description('compare both ends row by row, also while it runs; exits with 0 equal, 1 different, 3 not verified')
     .argument('[file]', 'configuration', defaultFile)
-    .option('--table <pattern>', 'only tables of this name, as in tables.include; may be given again', each)
+    .option('--table <pattern>', 'only tables that match, such as public.order*; may be given again', each)
     .option('--jobs <count>', 'parts compared at once, each with a connection to each end', count(1, 64), 4)
     .option('--rate <rows>', 'rows read at the source a second, at most', count(1, 1e9))
     .option('--max-load <sessions>', 'wait while more sessions of others are at work at the source', count(0, 1e6))

@@ -35,12 +35,8 @@ export function renderReport(report: Report, shown: Shown, paint: Paint): string
     total(tables, ({ source }) => source),
     'row',
   )} of ${counted(tables.length, 'table')}`
-  lines.push(
-    ...wrap(
-      `${compared}, read ${span(begin.at, ended)} in ${formatSeconds((ended - begin.at) / 1000)}${heldBack}`,
-      width - 2,
-    ).map(indented),
-  )
+  const took = `(${formatSeconds((ended - begin.at) / 1000)}${heldBack})`
+  lines.push(...wrap(`${compared}, ${span(begin.at, ended)} ${took}`, width - 2).map(indented))
   if (end === undefined)
     lines.push(`  ${paint('yellow', 'It did not come to its end')}: ${typed} verify goes on with it`)
   else if (end.why !== undefined) lines.push(...reason(end.why, 2, shown, paint))
@@ -68,10 +64,8 @@ function renderTables(tables: readonly TableReport[], shown: Shown, paint: Paint
   const digits = Math.max(4, ...counts.map(widthOf))
   const lines = listed.flatMap((table, i) => {
     const before = `  ${pad(names[i] ?? '', column)}  ${pad(counts[i] ?? '', digits, 'right')}`
-    const [first = '', ...more] = wrap(
-      [words[table.verdict].word, ...found(table), ...progress(table)].join(', '),
-      Math.max(20, shown.width - widthOf(before) - 4),
-    )
+    const about = [...(differs(table) ? [] : [words[table.verdict].word]), ...found(table), ...progress(table)]
+    const [first = '', ...more] = wrap(about.join(', '), Math.max(20, shown.width - widthOf(before) - 4))
     const { glyph, style } = words[table.verdict]
     return [
       `${before}  ${paint(style, `${glyph} ${first}`)}`,
@@ -136,31 +130,45 @@ function remedyOf(why: string, typed: string): string | undefined {
 
 /** The first of each table, as there is room. */
 function renderDifferences({ samples, tables }: Report, { width, typed }: Shown, paint: Paint): readonly string[] {
-  const ofTable = Map.groupBy(samples, ({ table }) => table)
-  const chosen = [...ofTable.values()].flatMap((some) => some.slice(0, most.ofTable)).slice(0, most.differences)
-  if (chosen.length === 0) return []
-  const left = total(tables, differencesOf) - chosen.length
+  const found = tables.reduce((all, table) => all + differencesOf(table), 0)
+  if (samples.length === 0) return []
+  const lines: string[] = []
+  let room: number = most.differences
+  for (const [table, some] of Map.groupBy(samples, ({ table }) => table)) {
+    if (room === 0) break
+    lines.push('', `  ${paint('bold', shorten(oneLine(table), width - 2))}`)
+    for (const one of some.slice(0, Math.min(room, most.ofTable))) {
+      lines.push(...renderDifference(one, width, paint))
+      room--
+    }
+  }
+  const left = found - (most.differences - room)
+  const more =
+    left > 0 ? `${formatCount(left)} more, and of each when and where it was seen` : 'when and where each was seen'
   return [
+    ...lines,
     '',
-    ...chosen.flatMap((one) => renderDifference(one, width, paint)),
-    ...(left > 0 ? [`  ${paint('dim', `and ${formatCount(left)} more: ${typed} verify report --json`)}`] : []),
+    ...wrap(`${more}: ${typed} verify report --json`, width - 2).map((line) => `  ${paint('dim', line)}`),
   ]
 }
 
 function renderDifference(one: DifferenceLine, width: number, paint: Paint): readonly string[] {
-  const name = shorten(oneLine(one.table), Math.max(20, width - 50))
-  const key = keyText(one.key, Math.max(20, width - 30 - widthOf(name)))
-  const head = `  ${paint('red', glyphs.bad)} ${name} ${paint('bold', `(${key})`)}`
-  const used = 7 + widthOf(name) + widthOf(key)
-  const [first = '', ...more] = wrap(what(one), Math.max(20, width - used))
-  const checked = `first seen ${clock(one.firstSeen)}, confirmed ${one.rechecks === 1 ? 'once' : `${one.rechecks} times`}`
+  const key = keyText(one.key, width - 8)
+  const head = `    ${paint('red', glyphs.bad)} ${paint('bold', `(${key})`)}`
+  const room = width - 10 - widthOf(key)
+  const told = what(one)
+  const [first = '', ...more] = widthOf(told) <= room ? [told] : wrap(told, width - 8)
   return [
-    `${head} ${first}`,
-    ...[...more, paint('dim', checked)].map((line) => `      ${line}`),
+    ...(widthOf(first) <= room ? [`${head}  ${first}`] : [head, `        ${first}`]),
+    ...more.map((line) => `        ${line}`),
     ...one.columns.flatMap(({ name, source, target }) =>
       source === undefined && target === undefined
         ? []
-        : [`      ${oneLine(name)}: ${value(source)} at the source, ${value(target)} at the target`],
+        : [
+            `        ${oneLine(name)}`,
+            `          source ${shorten(value(source), Math.max(20, width - 17))}`,
+            `          target ${shorten(value(target), Math.max(20, width - 17))}`,
+          ],
     ),
   ]
 }
@@ -172,7 +180,7 @@ function what({ what, copies, columns }: DifferenceLine): string {
     case 'only target':
       return 'is only at the target'
     case 'copies':
-      return `is there ${copies?.[0] ?? 0} times at the source, ${copies?.[1] ?? 0} times at the target`
+      return `is there ${counted(copies?.[0] ?? 0, 'time')} at the source, ${counted(copies?.[1] ?? 0, 'time')} at the target`
     case 'different':
       return `differs in ${columns.map(({ name }) => oneLine(name)).join(', ')}`
     default:
@@ -187,16 +195,14 @@ export function keyText(key: readonly (string | null)[], width: number): string 
 }
 
 function value(text: string | null | undefined): string {
-  return text === undefined ? 'nothing' : text === null ? 'null' : JSON.stringify(text)
+  return text === undefined ? 'nothing' : text === null ? 'null' : printable(JSON.stringify(text))
 }
 
 const clock = (at: number): string => `${new Date(at).toISOString().slice(11, 19)}Z`
 
 function span(from: number, to: number): string {
   const day = (at: number): string => new Date(at).toISOString().slice(0, 10)
-  return day(from) === day(to)
-    ? `${day(from)} from ${clock(from)} to ${clock(to)}`
-    : `from ${day(from)} ${clock(from)} to ${day(to)} ${clock(to)}`
+  return `${day(from)} ${clock(from)} to ${day(from) === day(to) ? '' : `${day(to)} `}${clock(to)}`
 }
 
 /** What was done since a moment, as far as a report tells. */
