@@ -15,6 +15,7 @@ import { registeredTables } from './registry.ts'
 import { readRun } from './run-record.ts'
 import { checkTarget } from './setup.ts'
 import type { Status } from './status.ts'
+import { readVerification } from './verify/watched.ts'
 
 /** The preflight, over everything that can be asked without writing. A server that does not answer is a finding too. */
 export async function checkPipeline(
@@ -144,5 +145,5 @@ export async function readStatus(
     const worse = board.failure === undefined || failure.policy === 'stop'
     if (!nothing && worse) board.failure = { failure, retrying: running, at: Date.now() }
   }
-  return board.status()
+  return { ...board.status(), verification: await readVerification(store, signal) }
 }

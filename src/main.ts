@@ -12,6 +12,7 @@ import { nearest } from './config/near.ts'
 import { asFailure, Failure } from './errors.ts'
 import { checkPipeline, readStatus } from './inspect.ts'
 import { runPipeline } from './pipeline.ts'
+import { verifyUntilStopped } from './verify/continuous.ts'
 import { repairPipeline } from './verify/repair.ts'
 import { verifyPipeline } from './verify/verify.ts'
 
@@ -110,6 +111,7 @@ const host: Host = {
     run: runPipeline,
     status: readStatus,
     verify: verifyPipeline,
+    verifyUntilStopped,
     repair: repairPipeline,
   },
 }

@@ -26,6 +26,7 @@ import {
   newTablesTask,
   share,
   statusTask,
+  verifyTask,
   watermarkTask,
   type Common,
   type Run,
@@ -226,6 +227,7 @@ async function runUnder(common: Common, { stop, signal, watch }: Controls, onBeg
     if (config.mode === 'full') return tasks.end()
     board.observe({ copies: await sink.copies(signal) }) // without them no lag is proved
     if (!stop.aborted) board.phase = 'streaming'
+    if (config.verify.schedule === 'continuous') tasks.start('verification', (signal) => verifyTask(run, signal))
   })
   await tasks.ended()
   board.phase = 'stopped'

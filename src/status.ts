@@ -1,6 +1,7 @@
 import { codes, type ErrorCode, type Facts } from './errors.ts'
 import { withoutCauses } from './run-record.ts'
 import type { TableState } from './snapshot/table-state.ts'
+import type { Verification, Watched } from './verify/watched.ts'
 
 /** `standby`: another process runs the pipeline; this one takes over when that ends. */
 export type Phase = 'starting' | 'standby' | 'copying' | 'streaming' | 'stopping' | 'stopped' | 'complete' | 'failed'
@@ -47,6 +48,8 @@ export type Status = {
   readonly error: StatusError | null
   /** Changes applied since this process started; absent when read from outside. */
   readonly totals?: { readonly applied: bigint }
+  /** Absent where nothing was ever verified, and in what a run tells of itself. */
+  readonly verification?: Verification | undefined
 }
 /** `at`: ms since 1970. */
 type StatusError = {
@@ -58,7 +61,7 @@ type StatusError = {
 
 /** The document of `status --json`; 64-bit numbers are strings, as JSON's readers lose digits. */
 export function statusJson(status: Status): unknown {
-  const { pipeline, phase, verdict, source, target, lag, rates, tables, error } = status
+  const { pipeline, phase, verdict, source, target, lag, rates, tables, error, verification } = status
   const document = {
     v: 1,
     pipeline,
@@ -77,8 +80,34 @@ export function statusJson(status: Status): unknown {
       bytes,
     })),
     error: error && errorJson(error),
+    verification: verificationJson(verification),
   }
   return JSON.parse(JSON.stringify(document, (_, value: unknown) => (typeof value === 'bigint' ? `${value}` : value)))
+}
+
+/** Times in ms since 1970. */
+export function verificationJson(verification: Verification | undefined): unknown {
+  if (verification === undefined) return null
+  const { standing, last, continuous } = verification
+  return {
+    ...standing,
+    last: last ?? null,
+    continuous: continuous === undefined ? null : continuousJson(continuous),
+  }
+}
+
+function continuousJson({ since, at, walks, walk, changes, open, trouble }: Watched): unknown {
+  const { why, stretch, looked, passedOver } = changes
+  return {
+    since,
+    at,
+    walks,
+    walk: walk ?? null,
+    changes: { followed: why === undefined, why: why ?? null, upTo: stretch?.upTo ?? null, looked, passedOver },
+    rows: open.rows,
+    more: open.more.ofWalk + open.more.since,
+    trouble: trouble ?? null,
+  }
 }
 
 function errorJson({ code, facts, retrying, at }: StatusError): unknown {

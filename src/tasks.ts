@@ -13,7 +13,7 @@ import type { ChangeLog } from './change-log/change-log.ts'
 import type { Sink, Snapshot, Source } from './connector.ts'
 import type { Leases } from './coordinate/lease.ts'
 import type { StateStore } from './coordinate/state-store.ts'
-import { Failure } from './errors.ts'
+import { asFailure, Failure } from './errors.ts'
 import { failpoint } from './failpoint.ts'
 import {
   comparePositions,
@@ -31,6 +31,7 @@ import { complete } from './setup.ts'
 import { chunkLeases, copyRound, type CopyParts, type Outcome } from './snapshot/copy.ts'
 import type { RunRecorder } from './run-record.ts'
 import type { Status } from './status.ts'
+import { verifyContinuously } from './verify/continuous.ts'
 
 // Times in ms.
 const heartbeatEvery = 1000
@@ -257,6 +258,23 @@ function demandWhole(
 async function refresh({ sink, batchers }: Pick<Run, 'sink' | 'batchers'>, signal: AbortSignal): Promise<void> {
   const checkpoints = await sink.checkpoints(signal)
   for (const batcher of batchers.values()) batcher.resume(checkpoints)
+}
+
+const verifyAgainMs = 60_000
+
+/** Verifies for as long as it runs. Whatever goes wrong with it is told by the status of the verification, and ends nothing. */
+export async function verifyTask({ parts, halt }: Run, signal: AbortSignal): Promise<void> {
+  const until = AbortSignal.any([signal, halt])
+  for (;;) {
+    try {
+      await verifyContinuously(parts, parts.config.verify, { signal: until, inside: true, watch: () => {} })
+    } catch (error) {
+      until.throwIfAborted()
+      const { code, facts, message } = asFailure(error)
+      parts.log.warn({ code, ...facts, cause: undefined }, `the verification does not go on for now: ${message}`)
+    }
+    await sleep(verifyAgainMs, undefined, { signal: until })
+  }
 }
 
 /** Looks at both ends of the log, tells the lanes of holds that others moved, and shows what it saw. */

@@ -26,7 +26,7 @@ export interface WatermarkTrail {
   restart(partitions: readonly TopicPartition[]): void
   readonly latest: Proof | undefined
   /** The newest watermark that these checkpoints have reached, in all partitions it names. */
-  applied(checkpoints: readonly Checkpoint[]): Proof | undefined
+  applied(checkpoints: readonly Offset[]): Proof | undefined
   /** A watermark at or after `position` was seen, and these partitions have reached their ends in it, or their mark has reached the position. */
   stands(partitions: readonly TopicPartition[], checkpoints: readonly Checkpoint[], position: Position): boolean
 }
@@ -117,6 +117,6 @@ export function watermarkTrail(): WatermarkTrail {
   }
 }
 
-function offsetsOf(checkpoints: readonly Checkpoint[]): ReadonlyMap<string, number> {
+function offsetsOf(checkpoints: readonly Offset[]): ReadonlyMap<string, number> {
   return new Map(checkpoints.map((checkpoint) => [partitionName(checkpoint), checkpoint.offset]))
 }

@@ -2,6 +2,7 @@ import type { Status } from '../status.ts'
 import { formatBytes, formatSeconds, formatShort, pad, printable } from './format.ts'
 import { copiedText, renderTables, renderVerdict } from './progress.ts'
 import { renderFailure, type Paint } from './report.ts'
+import { renderVerification } from './verification.ts'
 
 /** `crossfade status`. Ends with a line feed. */
 export function renderStatus(status: Status, width: number, paint: Paint, now: number = Date.now()): string {
@@ -46,6 +47,7 @@ export function renderStatus(status: Status, width: number, paint: Paint, now: n
             : `read ${formatShort(Math.round(rates.read))}/s, applied ${formatShort(Math.round(rates.applied))}/s`,
         ),
       ]
+  if (status.verification !== undefined) lines.push(...renderVerification(status.verification, width, paint, now))
   if (error) {
     const told = `${new Date(error.at).toISOString().slice(0, 19)}Z, ${formatSeconds(Math.max(0, (now - error.at) / 1000))} ago`
     lines.push('', renderFailure(error, width, paint).trimEnd())

@@ -6,11 +6,15 @@ import { tableFilter } from '../config/table-pattern.ts'
 import { Failure } from '../errors.ts'
 import type { Logger } from '../logger.ts'
 import type { Connectors } from '../parts.ts'
+import { verificationJson } from '../status.ts'
+import type { ContinuousOptions } from '../verify/continuous.ts'
 import { readJournal, type DifferenceLine } from '../verify/journal.ts'
 import { emptyReport, summarise, verdictOf, type Report } from '../verify/report.ts'
 import type { RepairOptions, RepairReport, RepairTable } from '../verify/repair.ts'
 import { journalPath, type VerifyOptions } from '../verify/verify.ts'
+import type { Verification } from '../verify/watched.ts'
 import { load, quietly, widthOf, type Call } from './call.ts'
+import { renderVerification } from './verification.ts'
 import { failureJson } from './report.ts'
 import { formatCount, shorten } from './format.ts'
 import {
@@ -32,6 +36,13 @@ export type VerifyHost = {
     options: VerifyOptions,
     controls: { readonly signal: AbortSignal; readonly watch: (report: Report) => void },
   ) => Promise<Report>
+  readonly verifyUntilStopped: (
+    config: PipelineConfig,
+    connectors: Connectors,
+    log: Logger,
+    options: ContinuousOptions,
+    controls: { readonly signal: AbortSignal; readonly watch: (report: Report) => void },
+  ) => Promise<Verification | undefined>
   readonly repair: (
     config: PipelineConfig,
     connectors: Connectors,
@@ -51,6 +62,7 @@ type Flags = {
   readonly maxRead: number
   readonly showValues?: boolean
   readonly fresh?: boolean
+  readonly continuous?: boolean
 }
 
 /** `verify` and `verify report`. */
@@ -72,9 +84,11 @@ export function verifyCommand(program: Command, begin: Begin): void {
     .option('--max-read <seconds>', 'longest statement, and oldest snapshot, at either end', count(1, 86_400), 60)
     .option('--show-values', 'write the values that differ into the report')
     .option('--fresh', 'begin anew where an earlier verification was interrupted')
+    .option('--continuous', 'again and again until it is stopped, and rows that change soon after they do')
     .option('--json', 'print JSON, for programs')
     .action(async (file: string, flags: Flags) => {
-      await begin(file, flags.json ?? false, async (call) => await compare(call, flags))
+      const work = flags.continuous === true ? goOn : compare
+      await begin(file, flags.json ?? false, async (call) => await work(call, flags))
     })
   verify
     .command('report')
@@ -189,6 +203,39 @@ async function interruptible<T>(
   } finally {
     line.end()
   }
+}
+
+async function goOn(call: Call, flags: Flags): Promise<number> {
+  const { host, json } = call
+  const { table, fresh, showValues } = flags
+  if (table !== undefined || fresh === true || showValues === true)
+    throw new Failure('USAGE', { observed: '--table, --fresh and --show-values have no meaning with --continuous' })
+  const { config } = await load(call)
+  const { rate = config.verify.rate, maxLoad = config.verify.maxLoad } = flags
+  const line = progressLine(call)
+  let since: (Paced & { readonly of: Report }) | undefined
+  const watch = (report: Report): void => {
+    if (since?.of.begin !== report.begin) since = { of: report, at: Date.now(), rows: rowsRead(report) }
+    // It runs for months: what nobody looks at is told by the status.
+    if (host.err.isTTY) line.show(renderProgress(report, since, Date.now()))
+  }
+  const verification = await host.pipeline.verifyUntilStopped(
+    config,
+    host.connectors,
+    quietly(call),
+    { rate, maxLoad },
+    { signal: host.stop, watch },
+  )
+  line.end()
+  if (json)
+    host.out.write(
+      call.mask(`${JSON.stringify({ v: 1, pipeline: config.name, verification: verificationJson(verification) })}\n`),
+    )
+  else if (verification !== undefined)
+    host.out.write(
+      call.mask(`${renderVerification(verification, widthOf(host.out), host.out.paint, Date.now()).join('\n')}\n`),
+    )
+  return exitOf[verification?.standing.verdict ?? 'unknown']
 }
 
 async function tell(call: Call): Promise<number> {

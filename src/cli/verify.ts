@@ -13,7 +13,7 @@ const words: Readonly<Record<Verdict, { readonly glyph: string; readonly style: 
 /** Exit codes of a verification. */
 export const exitOf: Readonly<Record<Verdict, number>> = { equal: 0, different: 1, unknown: 3 }
 
-function verdictText(verdict: Verdict, paint: Paint): string {
+export function verdictText(verdict: Verdict, paint: Paint): string {
   const { glyph, style, word } = words[verdict]
   return paint(style, `${glyph} ${word}`)
 }

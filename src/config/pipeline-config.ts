@@ -48,6 +48,11 @@ export type PipelineConfig = {
     readonly schema: 'auto' | 'dump' | 'tables' | 'none'
   }
   readonly apply: { readonly lanes: number; readonly batchRows: number; readonly batchBytes: number }
+  readonly verify: {
+    readonly schedule: 'off' | 'continuous'
+    readonly rate: number
+    readonly maxLoad?: number | undefined
+  }
   /** Absolute folder for what this machine keeps of its pipelines: `.crossfade` beside the file. Not a key of the file. */
   readonly dir: string
 }
@@ -208,6 +213,21 @@ const definition = z
       })
       .prefault({})
       .meta({ description: 'How changes are written.' }),
+    verify: z
+      .strictObject({
+        schedule: z.enum(['off', 'continuous']).default('off').meta({
+          description:
+            'Whether the running pipeline verifies itself: `continuous` looks at rows soon after their changes were applied and reads all tables slowly, again and again; `crossfade status` tells what it found.',
+        }),
+        rate: count(1, 1_000_000_000).default(5000).meta({
+          description: 'Rows that it reads at the source a second, at most; rows that changed take half of it at most.',
+        }),
+        maxLoad: count(0, 1_000_000)
+          .optional()
+          .meta({ description: 'It rests while more sessions of others than this are at work at the source.' }),
+      })
+      .prefault({})
+      .meta({ description: 'Continuous verification, by `run` and by `verify --continuous`.' }),
   })
   .check((context) => {
     if (context.value.startAt !== undefined && context.value.mode !== 'incremental') {

@@ -33,6 +33,7 @@ export async function verifyChunk(
   const lines: (DifferenceLine | UnsettledLine)[] = []
   const count = { ...none }
   let why: string | undefined
+  let partial = false
   const judge = async (suspects: readonly Suspect[]): Promise<void> => {
     const firstSeen = now()
     for (const one of await settle(ends, schema, suspects, witness, settleMs, signal)) {
@@ -83,6 +84,7 @@ export async function verifyChunk(
   } catch (error) {
     if (signal.aborted || asFailure(error).policy === 'retry') throw error
     why = told(error)
+    partial = true
   }
   const differs = count.onlySource + count.onlyTarget + count.different > 0
   const verdict = differs ? 'different' : why === undefined ? 'equal' : 'unknown'
@@ -95,17 +97,18 @@ export async function verifyChunk(
     verdict,
     ...count,
     ...(why !== undefined && { why }),
+    ...(partial && { unread: true as const }),
   }
   return [...lines, chunk]
 }
 
 /** Both ends have the row, under keys that are equal and print differently: it is told where the source's key is. */
-function isOfAnotherKey({ key }: TableSchema, { suspect, source, target }: Difference): boolean {
+export function isOfAnotherKey({ key }: TableSchema, { suspect, source, target }: Difference): boolean {
   if (key.length === 0 || source.row === undefined || target.row === undefined) return false
   return key.some((column, i) => source.row?.[column] !== suspect.key[i])
 }
 
-function lineOf(schema: TableSchema, found: Difference, firstSeen: number, withValues: boolean): DifferenceLine {
+export function lineOf(schema: TableSchema, found: Difference, firstSeen: number, withValues: boolean): DifferenceLine {
   const { suspect, source, target, position, rechecks } = found
   const about = {
     kind: 'difference',
@@ -150,5 +153,15 @@ const none = {
 
 /** A piece that could not be read. */
 export function unread({ table }: TableSchema, { first, last }: Place, error: unknown, at: number): ChunkLine {
-  return { kind: 'chunk', table: tableName(table), first, last, at, verdict: 'unknown', ...none, why: told(error) }
+  return {
+    kind: 'chunk',
+    table: tableName(table),
+    first,
+    last,
+    at,
+    verdict: 'unknown',
+    ...none,
+    why: told(error),
+    unread: true,
+  }
 }

@@ -59,6 +59,8 @@ export type ChunkLine = {
   readonly asOf?: Position
   readonly verdict: Verdict
   readonly why?: string
+  /** Not all of its rows could be read. */
+  readonly unread?: true
   readonly source: number
   readonly target: number
   readonly onlySource: number

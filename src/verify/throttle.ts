@@ -10,6 +10,8 @@ export type Limits = {
 export interface Throttle {
   /** Resolves when `rows` more may be read. */
   pass(rows: number, signal: AbortSignal): Promise<void>
+  /** Waits for the load alone: `rows` are read at once, and whoever passes next waits for them too. */
+  spend(rows: number, signal: AbortSignal): Promise<void>
   /** Of all who passed, in ms. */
   readonly waitedMs: number
 }
@@ -23,6 +25,10 @@ export function throttle(
   let waited = 0
   /** When what was let pass so far has had its time. */
   let free = performance.now()
+  const rest = async (signal: AbortSignal): Promise<void> => {
+    if (maxLoad !== undefined && load !== undefined)
+      while ((await load(signal)) > maxLoad) await sleep(lookMs, undefined, { signal })
+  }
   return {
     get waitedMs() {
       return waited
@@ -34,8 +40,13 @@ export function throttle(
         free = at + (1000 * rows) / rate
         if (at > began) await sleep(at - began, undefined, { signal })
       }
-      if (maxLoad !== undefined && load !== undefined)
-        while ((await load(signal)) > maxLoad) await sleep(lookMs, undefined, { signal })
+      await rest(signal)
+      waited += performance.now() - began
+    },
+    async spend(rows, signal) {
+      const began = performance.now()
+      if (rate !== undefined) free = Math.max(free, began) + (1000 * rows) / rate
+      await rest(signal)
       waited += performance.now() - began
     },
   }

@@ -93,7 +93,7 @@ export type WalkControls = Controls & {
   /** Of the journal; an unfinished one there is gone on with. */
   readonly path: string
   /** Told of each piece once it is in the journal; a resumed journal's pieces are not told again. */
-  readonly heard?: (lines: readonly Line[]) => Promise<void>
+  readonly heard?: (lines: readonly Line[], report: Report) => Promise<void>
   /** A place up to which the target has applied everything; noted with each piece that is read after it. */
   readonly applied?: (signal: AbortSignal) => Promise<Position | undefined>
 }
@@ -264,10 +264,10 @@ async function compareAll(
         lines = [unread(schema, piece, error, Date.now())]
       }
       if (asOf !== undefined)
-        lines = lines.map((line) => (line.kind === 'chunk' && line.verdict !== 'unknown' ? { ...line, asOf } : line))
+        lines = lines.map((line) => (line.kind === 'chunk' && line.unread !== true ? { ...line, asOf } : line))
       await journal.append(lines)
       for (const line of lines) summarise(report, line)
-      await heard?.(lines)
+      await heard?.(lines, report)
       const chunk = lines.at(-1) as ChunkLine
       // What waited for proofs says nothing about the cost of a row.
       if (chunk.verdict === 'equal' && chunk.transient === 0) work.done(piece, chunk.source, performance.now() - began)
@@ -287,11 +287,11 @@ async function compareAll(
 }
 
 /** A pair of readers, opened anew where a connection was lost: a piece is begun again a few times. */
-function reopening(
+export function reopening(
   source: Source,
   sink: Sink,
 ): AsyncDisposable & {
-  using(signal: AbortSignal, work: (ends: Ends) => Promise<readonly Line[]>): Promise<readonly Line[]>
+  using<T>(signal: AbortSignal, work: (ends: Ends) => Promise<T>): Promise<T>
 } {
   let ends: Ends | undefined
   const close = async (): Promise<void> => {

@@ -93,6 +93,7 @@ function world() {
     ddl: 'stop',
     log: { type: 'embedded', dir: join(dir, 'log'), partitions: 3, maxMessageBytes: 64 * 2 ** 20 },
     snapshot: { parallel: 2, chunkRows: 10, schema },
+    verify: { schedule: 'off', rate: 5000 },
     apply: { lanes: 2, batchRows: 100, batchBytes: 1e6 },
     dir,
   })

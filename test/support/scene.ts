@@ -18,6 +18,8 @@ export interface Scene extends AsyncDisposable {
   run(args?: readonly string[], env?: NodeJS.ProcessEnv): Worker
   /** `run`, that ends by itself: its exit code and the error it printed for programs. */
   refused(env?: NodeJS.ProcessEnv): Promise<Refusal>
+  /** Another command that runs until it is stopped. */
+  start(args: readonly string[], env?: NodeJS.ProcessEnv): Worker
   command(args: readonly string[], env?: NodeJS.ProcessEnv): Promise<Ended>
   /** What is wrong with `tables` at the target: for `until`. */
   differences(tables?: readonly string[]): Promise<readonly string[]>
@@ -69,6 +71,7 @@ ${more}`)
     target,
     work,
     run: (args = [], env = {}) => work.run({ args, env: { ...addresses, ...env } }),
+    start: (args, env = {}) => work.start([...args, 'crossfade.yaml'], { ...addresses, ...env }),
     command,
     async refused(env = {}) {
       const end = await command(['run', '--json'], env)

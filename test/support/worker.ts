@@ -14,6 +14,8 @@ const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url))
 export interface Workplace extends AsyncDisposable {
   readonly dir: string
   run(options?: { readonly env?: NodeJS.ProcessEnv; readonly args?: readonly string[] }): Worker
+  /** Another command that runs until it is stopped. */
+  start(args: readonly string[], env?: NodeJS.ProcessEnv): Worker
   /** Any other command, to its end. */
   command(args: readonly string[], env?: NodeJS.ProcessEnv): Promise<Ended>
 }
@@ -61,23 +63,25 @@ export async function workplace(yaml: string): Promise<Workplace> {
     })
     return { child, text, ended }
   }
+  const worker = (args: readonly string[], env: NodeJS.ProcessEnv): Worker => {
+    const { child, text, ended } = start(args, env)
+    const signalled = async (signal: NodeJS.Signals): Promise<Ended> => {
+      child.kill(signal)
+      return await ended
+    }
+    return {
+      pid: child.pid ?? 0,
+      ended,
+      output: () => text.out + text.err,
+      printed: () => text.out,
+      stop: () => signalled('SIGTERM'),
+      kill9: () => signalled('SIGKILL'),
+    }
+  }
   return {
     dir,
-    run({ env = {}, args = [] } = {}) {
-      const { child, text, ended } = start(['run', 'crossfade.yaml', ...args], env)
-      const signalled = async (signal: NodeJS.Signals): Promise<Ended> => {
-        child.kill(signal)
-        return await ended
-      }
-      return {
-        pid: child.pid ?? 0,
-        ended,
-        output: () => text.out + text.err,
-        printed: () => text.out,
-        stop: () => signalled('SIGTERM'),
-        kill9: () => signalled('SIGKILL'),
-      }
-    },
+    run: ({ env = {}, args = [] } = {}) => worker(['run', 'crossfade.yaml', ...args], env),
+    start: (args, env = {}) => worker(args, env),
     command: async (args, env = {}) => await start(args, env).ended,
     async [Symbol.asyncDispose]() {
       for (const child of children) child.kill('SIGKILL')

@@ -43,6 +43,7 @@ const pipeline = (changes: Partial<Host['pipeline']>): Partial<Host> => ({
     run: async () => 'complete',
     status: async () => statusOf({}),
     verify: async () => emptyReport(nothingPlanned),
+    verifyUntilStopped: async () => undefined,
     repair: async () => nothingRepaired,
     ...changes,
   },

@@ -37,6 +37,7 @@ export function fakeHost(cwd: string, changes: Partial<Host>): { readonly host: 
         run: async () => 'complete' as const,
         status: async () => statusOf({}),
         verify: async () => emptyReport(nothingPlanned),
+        verifyUntilStopped: async () => undefined,
         repair: async () => nothingRepaired,
       },
       ...changes,
