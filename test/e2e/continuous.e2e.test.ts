@@ -3,7 +3,7 @@ import { describe, it } from 'node:test'
 import { sql } from '../support/postgres.ts'
 import { scene, untilEqual } from '../support/scene.ts'
 import { needs, postgres } from '../support/servers.ts'
-import { toldBy, unlessTold, unlessWalked } from '../support/verification.ts'
+import { toldBy, unlessKept, unlessWalked } from '../support/verification.ts'
 import { until } from '../support/worker.ts'
 
 describe('continuous verification', { ...needs('pg'), concurrency: 2 }, () => {
@@ -33,14 +33,14 @@ describe('continuous verification', { ...needs('pg'), concurrency: 2 }, () => {
     )
     await sql(pipeline.target, `update thing set large = 'spoilt' where id in (7, 8)`)
     await sql(pipeline.source, `update thing set name = 'touched' where id = 7`)
-    await until(async () => await unlessTold(pipeline, ['public.thing 7 different large']), { seconds: 30, worker })
+    await until(async () => await unlessKept(pipeline, ['public.thing 7 different large']), { seconds: 30, worker })
     const told = await toldBy(pipeline)
     assert.deepEqual([told?.verdict, told?.continuous?.walks], ['different', 1], JSON.stringify(told))
     const text = await pipeline.command(['status'])
     assert.match(text.stdout, /verified +✗ different/)
     assert.match(text.stdout, /public\.thing \(7\) differs in large/)
     await sql(pipeline.target, `update thing set large = repeat(id::text, 3000) where id in (7, 8)`)
-    await until(async () => await unlessTold(pipeline, []), { seconds: 40, worker })
+    await until(async () => await unlessKept(pipeline, []), { seconds: 40, worker })
     assert.equal((await toldBy(pipeline))?.verdict, 'equal')
     const stopping = performance.now()
     assert.equal((await worker.stop()).code, 0)
@@ -62,7 +62,7 @@ describe('continuous verification', { ...needs('pg'), concurrency: 2 }, () => {
     await until(async () => await unlessWalked(pipeline, 1), { seconds: 60, worker: first })
     assert.equal((await pipeline.command(['verify', '--continuous'])).code, 1, 'only one at a time')
     await sql(pipeline.target, 'delete from thing where id = 500')
-    await until(async () => await unlessTold(pipeline, ['public.thing 500 only source ']), {
+    await until(async () => await unlessKept(pipeline, ['public.thing 500 only source ']), {
       seconds: 40,
       worker: first,
     })
@@ -71,7 +71,7 @@ describe('continuous verification', { ...needs('pg'), concurrency: 2 }, () => {
     assert.match(end.stdout, /public\.thing \(500\) is only source/)
     await sql(pipeline.target, `insert into thing values (500, 'thing 500')`)
     const second = pipeline.start(['verify', '--continuous', '--json'])
-    await until(async () => await unlessTold(pipeline, []), { seconds: 40, worker: second })
+    await until(async () => await unlessKept(pipeline, []), { seconds: 40, worker: second })
     const equal = await second.stop()
     assert.equal(equal.code, 0, equal.stdout + equal.stderr)
     assert.equal((JSON.parse(equal.stdout) as { verification: { verdict: string } }).verification.verdict, 'equal')

@@ -1,4 +1,15 @@
+import { sql } from './postgres.ts'
 import type { Scene } from './scene.ts'
+
+type Rows = readonly {
+  readonly table: string
+  readonly key: readonly (string | null)[]
+  readonly verdict: string
+  readonly what?: string
+  readonly columns: readonly string[]
+  readonly why?: string
+  readonly rechecks: number
+}[]
 
 /** What `status --json` tells of verification. */
 export type Told = {
@@ -14,15 +25,7 @@ export type Told = {
       readonly looked: number
       readonly passedOver: number
     }
-    readonly rows: readonly {
-      readonly table: string
-      readonly key: readonly (string | null)[]
-      readonly verdict: string
-      readonly what?: string
-      readonly columns: readonly string[]
-      readonly why?: string
-      readonly rechecks: number
-    }[]
+    readonly rows: Rows
     readonly more: number
     readonly trouble: { readonly code: string } | null
   } | null
@@ -36,23 +39,38 @@ export async function toldBy(pipeline: Scene): Promise<Told | null> {
 }
 
 /** The rows that are told to differ or to be in doubt, one line each. */
-export function rowsTold(told: Told | null): readonly string[] {
-  const rows = told?.continuous?.rows ?? []
+export function rowsTold(rows: Rows): readonly string[] {
   return rows.map(
     ({ table, key, verdict, what, columns }) =>
       `${table} ${key.join(',')} ${verdict === 'unknown' ? verdict : `${what} ${columns.join(',')}`}`,
   )
 }
 
+type Kept = { readonly walks: number; readonly open: { readonly rows: Rows } }
+
+/** What it last wrote down, which the status is made from; asked for in no time. */
+async function kept({ name, target }: Scene): Promise<Kept | undefined> {
+  const [row] = await sql<{ value: Kept }>(
+    target,
+    `select value from crossfade.state where pipeline = $1 and key = 'watch'`,
+    [name],
+  )
+  return row?.value
+}
+
 /** For `until`. */
-export async function unlessTold(pipeline: Scene, wanted: readonly string[]): Promise<readonly string[]> {
-  const told = await toldBy(pipeline)
-  const rows = rowsTold(told)
-  return rows.toSorted().join('\n') === wanted.toSorted().join('\n') ? [] : [JSON.stringify(told)]
+export async function unlessKept(pipeline: Scene, wanted: readonly string[]): Promise<readonly string[]> {
+  const now = await kept(pipeline)
+  const rows = rowsTold(now?.open.rows ?? [])
+  return rows.toSorted().join('\n') === wanted.toSorted().join('\n') ? [] : [JSON.stringify(now)]
 }
 
 /** For `until`. */
 export async function unlessWalked(pipeline: Scene, walks: number): Promise<readonly string[]> {
-  const told = await toldBy(pipeline)
-  return (told?.continuous?.walks ?? 0) >= walks ? [] : [JSON.stringify(told)]
+  const now = await kept(pipeline)
+  return (now?.walks ?? 0) >= walks ? [] : [JSON.stringify(now)]
+}
+
+export async function walksOf(pipeline: Scene): Promise<number> {
+  return (await kept(pipeline))?.walks ?? 0
 }

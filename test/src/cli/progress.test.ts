@@ -240,6 +240,7 @@ it('status --json is the documented document, with large numbers as strings', ()
         retrying: false,
         at: 5,
       },
+      verification: null,
     },
   )
 })
