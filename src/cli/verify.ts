@@ -49,7 +49,7 @@ const order: readonly Verdict[] = ['different', 'unknown', 'equal']
 const differs = (table: TableReport): boolean => differencesOf(table) > 0
 const differencesOf = ({ onlySource, onlyTarget, different }: TableReport): number =>
   onlySource + onlyTarget + different
-const total = (tables: readonly TableReport[], count: (table: TableReport) => number): number =>
+const total = <T>(tables: readonly T[], count: (table: T) => number): number =>
   tables.reduce((sum, table) => sum + count(table), 0)
 const counted = (count: number, what: string): string => `${formatCount(count)} ${what}${count === 1 ? '' : 's'}`
 const indented = (line: string): string => `  ${line}`
@@ -77,8 +77,13 @@ function renderTables(tables: readonly TableReport[], shown: Shown, paint: Paint
     const left = some.length - listed.filter(({ verdict }) => verdict === some[0]?.verdict).length
     return some[0] === undefined || left === 0 ? [] : `${formatCount(left)} more ${words[some[0].verdict].word}`
   })
-  const all = rest.length === 0 ? [] : [paint('dim', `  and ${rest.join(', ')}: ${shown.typed} verify report --json`)]
-  return [paint('dim', `  ${pad('table', column)}  ${pad('rows', digits, 'right')}`), ...lines, ...all]
+  const told =
+    rest.length === 0 ? [] : wrap(`and ${rest.join(', ')}: ${shown.typed} verify report --json`, shown.width - 2)
+  return [
+    paint('dim', `  ${pad('table', column)}  ${pad('rows', digits, 'right')}`),
+    ...lines,
+    ...told.map((line) => paint('dim', indented(line))),
+  ]
 }
 
 function found({ onlySource, onlyTarget, different, unsettled, transient }: TableReport): readonly string[] {
@@ -265,14 +270,19 @@ export function renderRepair(report: RepairReport, { width, typed }: Shown, pain
     return found.whole
       ? `${name}  nothing to repair: ${of} found no row that differs\n`
       : `${name}  nothing to repair so far: ${of} was interrupted, and has found no row that differs\n  ${paint('dim', 'next')} ${paint('cyan', `${typed} verify`)}\n`
-  const lines = [dryRun ? `${name}  nothing is written` : `${name}  ${verdictText(verdict, paint)}`]
+  const { glyph, style } = words[verdict]
+  const left = total(tables, ({ copied, removed, different, unknown }) => copied + removed + different + unknown)
+  const told = total(tables, ({ told }) => told)
+  const state =
+    left === 0 ? `${counted(told, 'row')} equal now` : `${formatCount(left)} of ${counted(told, 'row')} not equal`
+  const lines = [`${name}  ${paint(style, `${glyph} ${state}`)}${dryRun ? ', nothing is written' : ''}`]
   const about = [
     `What ${of} found; each row is read again before it is written.`,
     ...(found.whole ? [] : ['It was interrupted: what it had not read may differ as well.']),
   ]
   lines.push(...wrap(about.join(' '), width - 2).map((line) => `  ${paint('dim', line)}`), '')
   for (const table of tables) lines.push(...repairedTable(table, dryRun, width, paint))
-  const next = dryRun ? 'repair' : found.whole ? 'verify' : 'verify --fresh'
+  const next = dryRun && verdict === 'different' ? 'repair' : found.whole ? 'verify' : 'verify --fresh'
   lines.push('')
   if (!dryRun && tables.some(({ written }) => written > 0))
     lines.push(...wrap(`Every row written is told in ${audit}`, width - 2).map(indented))
@@ -280,31 +290,26 @@ export function renderRepair(report: RepairReport, { width, typed }: Shown, pain
 }
 
 function repairedTable(table: RepairTable, dryRun: boolean, width: number, paint: Paint): readonly string[] {
-  const { told, copied, removed, written, right, different, unknown, first } = table
-  const parts = dryRun
-    ? [
-        ...(copied > 0
-          ? [`${counted(copied, 'row')} would be written as the source has ${copied === 1 ? 'it' : 'them'}`]
-          : []),
-        ...(removed > 0 ? [`${formatCount(removed)} would be removed`] : []),
-      ]
-    : [
-        `${formatCount(written)} written`,
-        `${formatCount(right)} equal now`,
-        ...(different > 0 ? [`${formatCount(different)} still ${different === 1 ? 'differs' : 'differ'}`] : []),
-        ...(unknown > 0 ? [`${formatCount(unknown)} unsettled`] : []),
-      ]
-  const lines = wrap(`${shorten(oneLine(table.table), width - 4)}  ${parts.join(', ')}`, width - 2).map(indented)
-  if (!dryRun) return lines
-  lines.push(
+  const { copied, removed, written, right, different, unknown, first } = table
+  const parts = [
+    ...(copied > 0
+      ? [`${counted(copied, 'row')} would be written as the source has ${copied === 1 ? 'it' : 'them'}`]
+      : []),
+    ...(removed > 0 ? [`${formatCount(removed)} would be removed`] : []),
+    ...(dryRun ? [] : [`${formatCount(written)} written`]),
+    ...(right > 0 ? [`${formatCount(right)} equal now`] : []),
+    ...(different > 0 ? [`${formatCount(different)} still ${different === 1 ? 'differs' : 'differ'}`] : []),
+    ...(unknown > 0 ? [`${formatCount(unknown)} unsettled`] : []),
+  ]
+  const left = copied + removed - first.length
+  return [
+    ...wrap(`${shorten(oneLine(table.table), width - 4)}  ${parts.join(', ')}`, width - 2).map(indented),
     ...first.map(
       ({ key, action }) =>
         `      ${paint('dim', action === 'remove' ? 'remove' : 'write ')} (${keyText(key, width - 16)})`,
     ),
-  )
-  return told > first.length
-    ? [...lines, `      ${paint('dim', `and ${formatCount(told - first.length)} more`)}`]
-    : lines
+    ...(left > 0 ? [`      ${paint('dim', `and ${formatCount(left)} more`)}`] : []),
+  ]
 }
 
 const moment = (at: number): string => new Date(at).toISOString().slice(0, 19).replace('T', ' ') + 'Z'
