@@ -138,7 +138,8 @@ export async function selectTypes(client: pg.ClientBase, tables: readonly number
                from pg_proc p join pg_namespace pn on pn.oid = p.pronamespace where p.oid = t.typoutput
                 and (p.proargtypes[0] = t.oid or (select a.typtype = 'p' from pg_type a where a.oid = p.proargtypes[0]))) as output,
             array(select s.typname::text from pg_cast c join pg_type s on s.oid = c.castsource
-                   where c.casttarget = t.oid and c.castmethod = 'f' and c.castsource in (25, 1042, 1043)) as "textCasts"
+                   where c.casttarget = t.oid and c.castmethod = 'f' and c.castsource in (25, 1042, 1043)) as "textCasts",
+            exists(select from pg_cast c where c.castsource = t.oid and c.casttarget = 25) as "castToText"
        from used join pg_type t on t.oid = used.oid join pg_namespace n on n.oid = t.typnamespace`,
     [tables],
   )

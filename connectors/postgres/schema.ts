@@ -31,6 +31,8 @@ export type CatalogType = {
   readonly output: string | null
   /** Which of text, varchar and bpchar a function casts to it. */
   readonly textCasts: readonly string[]
+  /** A cast to text is declared for it; without one the server casts by the output function. */
+  readonly castToText: boolean
 }
 type Collation = {
   readonly name: string

@@ -84,12 +84,16 @@ export function keyIsBytes(column: CatalogColumn): boolean {
   return equalInBytes.has(column.base.oid)
 }
 
-/** An expression for the text of a column as the server sends it; null for null. By the output function: a cast to text may print something else
- *  (booleans, addresses, padding), and a user's may be anything. */
+const varchar = 1043
+
+/** An expression for the text of a column as the server sends it; null for null. By the output function: a cast to text that is declared may print
+ *  something else (booleans, addresses, padding), and a user's may be anything. Where none is, a cast is the same, and cheaper. */
 export function textOf(column: CatalogColumn, quoted: string): string {
   const value = column.base.oid === column.typeOid ? quoted : `(${quoted})::${column.castType}`
-  const { output } = column.base
-  return output === null ? `${value}::pg_catalog.text` : `pg_catalog.textin(${output}(${value}))`
+  const { output, castToText, oid } = column.base
+  return output === null || !castToText || oid === varchar
+    ? `${value}::pg_catalog.text`
+    : `pg_catalog.textin(${output}(${value}))`
 }
 
 /** An expression for the value that the column's type reads in a text. By the input function: a cast from text may be a function that reads something else
