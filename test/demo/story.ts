@@ -8,6 +8,8 @@ interface Story {
   blow(text: string): void
   wrong(text: string): void
   moving(doing: string, share: number, text: string): void
+  command(text: string): void
+  output(text: string): void
   /** The moving line goes. */
   still(): void
   pair(table: string, source: number, target: number, digest: string, equal: boolean): void
@@ -50,6 +52,8 @@ export function story(out: NodeJS.WriteStream): Story {
       if (remark !== undefined) out.write(`            ${paint('dim', remark)}\n`)
     },
     blow: (text) => line(paint('red', '✗'), paint('red', text)),
+    command: (text) => line(paint('cyan', '$'), paint('cyan', text)),
+    output: (text) => void out.write(text.trimEnd().replace(/^(?=.)/gm, '    ') + '\n\n'),
     wrong: (text) => line(paint('red', '!'), text),
     moving(doing, share, text) {
       const full = Math.round(share * width)
