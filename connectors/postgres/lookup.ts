@@ -4,6 +4,7 @@ import { tableName, type TableSchema } from '../../src/model.ts'
 import { readImage, type Rows } from '../../src/rows.ts'
 import { ident, literal, qualified } from './queries.ts'
 import type { Keyed } from './ranges.ts'
+import { equals } from './statements.ts'
 import { cellText, textOf } from './types.ts'
 
 /** Of a row `t`: another one after every change. */
@@ -31,7 +32,9 @@ export function lookupQuery(schema: TableSchema, { columns, key }: Keyed, keys: 
     values.push(`(${[i, ...texts].join(', ')})`)
   }
   const cells = columns.map((column) => textOf(column, `t.${ident(column.name)}`)).join(', ')
-  const on = key.map((column) => `t.${ident(column.name)} = v.k${column.attnum}::${column.castType}`).join(' and ')
+  const on = key
+    .map((column) => `t.${ident(column.name)} ${equals(column)} v.k${column.attnum}::${column.castType}`)
+    .join(' and ')
   const from =
     values.length === 0
       ? `(select 0, ${names.map(() => 'null::text').join(', ')} where false)`

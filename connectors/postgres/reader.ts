@@ -178,7 +178,7 @@ export async function openReader(
           },
         )
       })
-      for await (const rows of pieces) found.push({ bytes: rows.bytes.slice(), starts: rows.starts.slice() })
+      for await (const rows of pieces) found.push({ bytes: Uint8Array.from(rows.bytes), starts: rows.starts.slice() })
       return { ...joined(found), versions }
     },
     async copies(schema, rows, signal) {

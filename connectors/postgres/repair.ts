@@ -8,6 +8,11 @@ import { qualified } from './queries.ts'
 import { selectPartitions } from './sink-queries.ts'
 import { appendStatement, type Plan } from './statements.ts'
 
+/** The partition's lane waits as long: also for a process that was stopped while it had the lock. */
+const heldMs = 15_000
+/** Lanes do without; here a few rows are looked for in a whole table. */
+const joins = 'set local enable_hashjoin = on; set local enable_mergejoin = on; set local enable_seqscan = on'
+
 /** Writes the rows as `read` finds them while the partition stands still: no batch of it commits between the reading and this. */
 export async function repair(
   session: Session,
@@ -17,6 +22,7 @@ export async function repair(
 ): Promise<void> {
   const { client, pipeline, out, name } = session
   const plan = await session.plan(schema)
+  const settings = `set local idle_in_transaction_session_timeout = '${heldMs}'; ${schema.key.length === 0 ? joins : ''}`
   await session.durably(async () => {
     const [checkpoint] = await selectPartitions(client, pipeline, [at], true)
     if (!checkpoint) throw new Failure('BUG', { object: partitionName(at), observed: 'no checkpoint' })
@@ -32,7 +38,7 @@ export async function repair(
         if (isThere(i)) appendStatement(out, plan, 'upsert', plan.all, slice(rows, i, 1), name)
     }
     await session.send()
-  })
+  }, settings)
 }
 
 async function appendCopies({ client, out, name }: Session, plan: Plan, { rows, copies }: Mending): Promise<void> {

@@ -5,6 +5,7 @@ import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
 import { asFailure } from '../errors.ts'
 import {
   comparePositions,
+  origin,
   partitionName,
   type Checkpoint,
   type Epoch,
@@ -38,6 +39,8 @@ export function placeOf(
     // A table that was added since the last watermark begins at a mark which is no change's.
     const told = end !== undefined || tail.watermark === undefined
     if (told && checkpoint !== undefined) published = later(published, checkpoint.mark.position)
+    // A copy has read the source up to there.
+    if (checkpoint !== undefined) published = later(later(published, checkpoint.hold ?? origin), checkpoint.loose)
     const offset = Math.max(end ?? 0, checkpoint?.offset ?? 0)
     return { ...at, offset, epoch: Math.max(tail.vouchedIn, checkpoint?.captureEpoch ?? 0) }
   })

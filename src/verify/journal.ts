@@ -1,6 +1,6 @@
 import { createReadStream } from 'node:fs'
-import { open, rename } from 'node:fs/promises'
-import { createInterface } from 'node:readline'
+import { open, rename, type FileHandle } from 'node:fs/promises'
+import { dirname } from 'node:path'
 import { Failure } from '../errors.ts'
 import type { Position, Range } from '../model.ts'
 
@@ -91,10 +91,13 @@ export interface Journal extends AsyncDisposable {
 export async function createJournal(path: string, begin: Begin): Promise<Journal> {
   const draft = `${path}.new`
   const file = await open(draft, 'w', 0o600)
-  await file.appendFile(`${JSON.stringify(begin)}\n`)
-  await file.sync()
+  const journal = writer(file, 0)
+  await journal.append([begin])
   await rename(draft, path)
-  return writer(file)
+  const folder = await open(dirname(path))
+  await folder.sync()
+  await folder.close()
+  return journal
 }
 
 /** Goes on behind its last whole chunk. */
@@ -102,20 +105,20 @@ export async function resumeJournal(path: string): Promise<Journal> {
   const file = await open(path, 'r+')
   let kept = 0
   for await (const { end } of chunks(path)) kept = end
-  const { size } = await file.stat()
-  // All of the last line but its end was written.
-  if (size < kept) await file.write('\n', size)
   await file.truncate(kept)
   return writer(file, kept)
 }
 
-function writer(file: Awaited<ReturnType<typeof open>>, end = -1): Journal {
+/** Appends behind `end`. After a failure nothing more is appended: what came half way is cut off by whoever goes on. */
+function writer(file: FileHandle, end: number): Journal {
   let last: Promise<void> = Promise.resolve()
   let at = end
   const write = async (lines: readonly Line[]): Promise<void> => {
-    at = at < 0 ? (await file.stat()).size : at
     const bytes = Buffer.from(lines.map((line) => `${JSON.stringify(line)}\n`).join(''))
-    await file.write(bytes, 0, bytes.length, at)
+    for (let done = 0; done < bytes.length;) {
+      const { bytesWritten } = await file.write(bytes, done, bytes.length - done, at + done)
+      done += bytesWritten
+    }
     await file.datasync()
     at += bytes.length
   }
@@ -128,7 +131,8 @@ function writer(file: Awaited<ReturnType<typeof open>>, end = -1): Journal {
   }
 }
 
-/** Lines of whole chunks, in the order they were written. UNSUPPORTED for a file of another version. */
+/** Lines of whole chunks, in the order they were written. UNSUPPORTED for a file of another version, LOG_DAMAGED where a line in the middle cannot be
+ *  read. */
 export async function* readJournal(path: string): AsyncGenerator<Line, void, void> {
   for await (const { lines } of chunks(path)) yield* lines
 }
@@ -138,20 +142,44 @@ type Piece = { readonly lines: readonly Line[]; readonly end: number }
 /** A line that ends a piece, with those before it; what a crash left of an unfinished one is passed over. */
 async function* chunks(path: string): AsyncGenerator<Piece, void, void> {
   let lines: Line[] = []
-  let end = 0
-  for await (const text of createInterface({ input: createReadStream(path), crlfDelay: Infinity })) {
+  let torn: number | undefined
+  for await (const { text, end } of endedLines(path)) {
+    if (torn !== undefined)
+      throw new Failure('LOG_DAMAGED', {
+        object: path,
+        observed: `the line before byte ${torn} cannot be read`,
+        next: 'Verify again: crossfade verify --fresh',
+      })
     let line: Line
     try {
       line = JSON.parse(text) as Line
     } catch {
-      return // torn by a crash
+      torn = end
+      continue
     }
-    end += Buffer.byteLength(text) + 1
     if (line.kind === 'begin' && line.v !== 1)
       throw new Failure('UNSUPPORTED', { object: path, observed: `version ${String(line.v)}`, needed: 'version 1' })
     lines.push(line)
     if (line.kind === 'difference' || line.kind === 'unsettled') continue
     yield { lines, end }
     lines = []
+  }
+}
+
+/** Lines that a line feed ends, and nothing else does: keys and values may hold every other character. */
+async function* endedLines(path: string): AsyncGenerator<{ readonly text: string; readonly end: number }, void, void> {
+  let held: Buffer[] = []
+  let end = 0
+  for await (const read of createReadStream(path)) {
+    const piece = read as Buffer
+    let from = 0
+    for (let to = piece.indexOf(10); to >= 0; to = piece.indexOf(10, from)) {
+      const line = Buffer.concat([...held, piece.subarray(from, to)])
+      held = []
+      from = to + 1
+      end += line.length + 1
+      yield { text: line.toString(), end }
+    }
+    held.push(piece.subarray(from))
   }
 }

@@ -342,4 +342,7 @@ test('H11: what watermarks and checkpoints say of what is published needs no rea
   })
   // Of a table that was added since: it begins at a mark which is no change's.
   assert.equal(placeOf(vouched, origin, [data], [checkpoint]).published, positionOf(40))
+  // What a copy has read of the source is at the target, too.
+  for (const copied of [{ loose: positionOf(64) }, { hold: positionOf(64) }])
+    assert.equal(placeOf(vouched, origin, [data], [{ ...checkpoint, ...copied }]).published, positionOf(64))
 })
