@@ -40,6 +40,10 @@ export function renderReport(report: Report, shown: Shown, paint: Paint): string
   if (end === undefined)
     lines.push(`  ${paint('yellow', 'It did not come to its end')}: ${typed} verify goes on with it`)
   else if (end.why !== undefined) lines.push(...reason(end.why, 2, shown, paint))
+  if (begin.others !== undefined)
+    lines.push(
+      `  ${paint('yellow', `${counted(begin.others, 'other table')} of the pipeline ${begin.others === 1 ? 'was' : 'were'} not asked for`)}`,
+    )
   lines.push('', ...renderTables(tables, shown, paint), ...renderDifferences(report, shown, paint))
   if (tables.some(differs)) lines.push('', `  ${paint('dim', 'next')} ${paint('cyan', `${typed} repair --dry-run`)}`)
   return `${lines.join('\n')}\n`
@@ -248,6 +252,7 @@ export function reportJson(report: Report, all: readonly DifferenceLine[]): unkn
     why: end?.why ?? null,
     began: begin.at,
     ended: end?.at ?? null,
+    others: begin.others ?? 0,
     throttledMs: end?.throttledMs ?? null,
     tables: tables.map(({ table, verdict, why, rangesDone, ranges, pieces, ...counts }) => ({
       table,
@@ -266,10 +271,7 @@ export function renderRepair(report: RepairReport, { width, typed }: Shown, pain
   const { pipeline, dryRun, verdict, tables, found, audit } = report
   const name = paint('bold', pipeline)
   const of = `the verification of ${moment(found.at)}`
-  if (tables.length === 0)
-    return found.whole
-      ? `${name}  nothing to repair: ${of} found no row that differs\n`
-      : `${name}  nothing to repair so far: ${of} was interrupted, and has found no row that differs\n  ${paint('dim', 'next')} ${paint('cyan', `${typed} verify`)}\n`
+  if (tables.length === 0) return nothingToRepair(report, { width, typed }, paint)
   const { glyph, style } = words[verdict]
   const left = total(tables, ({ copied, removed, different, unknown }) => copied + removed + different + unknown)
   const told = total(tables, ({ told }) => told)
@@ -279,6 +281,7 @@ export function renderRepair(report: RepairReport, { width, typed }: Shown, pain
   const about = [
     `What ${of} found; each row is read again before it is written.`,
     ...(found.whole ? [] : ['It was interrupted: what it had not read may differ as well.']),
+    ...(found.unknown ? ['It could not verify everything: what it could not may differ as well.'] : []),
   ]
   lines.push(...wrap(about.join(' '), width - 2).map((line) => `  ${paint('dim', line)}`), '')
   for (const table of tables) lines.push(...repairedTable(table, dryRun, width, paint))
@@ -287,6 +290,19 @@ export function renderRepair(report: RepairReport, { width, typed }: Shown, pain
   if (!dryRun && tables.some(({ written }) => written > 0))
     lines.push(...wrap(`Every row written is told in ${audit}`, width - 2).map(indented))
   return `${[...lines, `  ${paint('dim', 'next')} ${paint('cyan', `${typed} ${next}`)}`].join('\n')}\n`
+}
+
+function nothingToRepair({ pipeline, found, verdict }: RepairReport, { width, typed }: Shown, paint: Paint): string {
+  const { glyph, style } = words[verdict]
+  const of = `the verification of ${moment(found.at)}`
+  const what = !found.whole
+    ? `${of} was interrupted, and has found no row that differs so far`
+    : found.unknown
+      ? `${of} named no row that differs, and could not verify everything`
+      : `${of} found no row that differs`
+  const next = verdict === 'equal' ? [] : [`  ${paint('dim', 'next')} ${paint('cyan', `${typed} verify`)}`]
+  const lines = [`${paint('bold', pipeline)}  ${paint(style, `${glyph} nothing to repair`)}`]
+  return `${[...lines, ...wrap(what, width - 2).map(indented), ...next].join('\n')}\n`
 }
 
 function repairedTable(table: RepairTable, dryRun: boolean, width: number, paint: Paint): readonly string[] {

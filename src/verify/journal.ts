@@ -22,6 +22,8 @@ export type Begin = {
   readonly at: number
   readonly withValues: boolean
   readonly tables: readonly Planned[]
+  /** Tables of the pipeline that were not asked for. */
+  readonly others?: number
 }
 /** A row that differs. `columns`: those in which it does, of a row that is at both ends; their values only where they were asked for. `copies`: of a row
  *  without a key, how often it is at the source and at the target. */

@@ -45,8 +45,8 @@ type Action = 'copy' | 'remove'
 export type RepairReport = {
   readonly pipeline: string
   readonly dryRun: boolean
-  /** The verification that named the rows: when it began, in ms since 1970, and whether it came to its end. */
-  readonly found: { readonly at: number; readonly whole: boolean }
+  /** The verification that named the rows: when it began, in ms since 1970, whether it came to its end, and whether it left anything unknown. */
+  readonly found: { readonly at: number; readonly whole: boolean; readonly unknown: boolean }
   readonly verdict: Verdict
   readonly tables: readonly RepairTable[]
   /** Where each row that was written is told. */
@@ -100,10 +100,11 @@ export async function repairPipeline(
     watch(tally)
     group = []
   }
-  const found = { at: 0, whole: false }
+  const found = { at: 0, whole: false, unknown: false }
   for await (const line of await journalOf(config)) {
     if (line.kind === 'begin') found.at = line.at
     if (line.kind === 'end') found.whole = true
+    if (leavesOpen(line)) found.unknown = true
     if (line.kind !== 'difference') continue
     const tally = tallyOf(tables, line.table)
     tally.told++
@@ -114,10 +115,16 @@ export async function repairPipeline(
   const all = [...tables.values()]
   const differs = all.some(({ different }) => different > 0)
   const unknown = all.some(({ unknown }) => unknown > 0)
-  const left = unknown ? 'unknown' : 'equal'
+  const left = unknown || found.unknown || !found.whole ? 'unknown' : 'equal'
   const due = all.some(({ copied, removed }) => copied + removed > 0)
   const verdict = differs || due ? 'different' : left
   return { pipeline: config.name, dryRun: options.dryRun, verdict, tables: all, found, audit }
+}
+
+/** What was not verified may differ, and is not repaired. */
+function leavesOpen(line: Line): boolean {
+  if (line.kind === 'begin') return line.tables.some(({ why }) => why !== undefined)
+  return line.kind === 'unsettled' || ((line.kind === 'chunk' || line.kind === 'end') && line.verdict === 'unknown')
 }
 
 /** As the source has them now; without those that are gone. */

@@ -91,6 +91,8 @@ export type Verified = {
   readonly began: number
   readonly ended: number
   readonly tables: number
+  /** Of the pipeline, not asked for. */
+  readonly others?: number
   readonly rows: number
   readonly differences: number
   readonly unsettled: number
@@ -113,6 +115,7 @@ export async function keepSummary(store: StateStore, report: Report, signal: Abo
     began: begin.at,
     ended: end.at,
     tables: tables.length,
+    ...(begin.others !== undefined && { others: begin.others }),
     rows: sum(({ source }) => source),
     differences: sum(({ onlySource, onlyTarget, different }) => onlySource + onlyTarget + different),
     unsettled: sum(({ unsettled }) => unsettled),

@@ -110,7 +110,12 @@ export async function verifyTables(
   const schemas = await schemasOf(config, through, options, signal)
   mkdirSync(config.dir, { recursive: true })
   const former = options.fresh ? undefined : await unfinished(path, config.name, schemas, options.withValues)
-  const report = former ?? emptyReport(await plan(config.name, schemas, source, options, signal))
+  const others = (await registeredTables(store, signal)).length - schemas.length
+  const begin = async (): Promise<Begin> => ({
+    ...(await plan(config.name, schemas, source, options, signal)),
+    ...(others > 0 && { others }),
+  })
+  const report = former ?? emptyReport(await begin())
   await using journal = former === undefined ? await createJournal(path, report.begin) : await resumeJournal(path)
   watch(report)
   const run: Run = { ...through, ...controls, journal, report, options, schemas }

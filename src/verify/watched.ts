@@ -54,12 +54,18 @@ export async function readVerification(store: StateStore, signal: AbortSignal): 
   const continuous = await readWatched(store, signal)
   if (continuous === undefined) {
     if (last === undefined) return undefined
-    const { verdict, why, began } = last
-    return { standing: { verdict, ...(why !== undefined && { why }), oldest: began }, last }
+    return { standing: standingOf(last), last }
   }
   const coverage = coverageOf(continuous, await readCovers(store, signal))
   const tables = (await registeredTables(store, signal)).map(({ schema }) => tableName(schema.table))
   return { standing: standing(coverage, tables), last, continuous }
+}
+
+/** Of some tables alone it says nothing about the whole, unless they differ. */
+function standingOf({ verdict, why, began, others = 0 }: Verified): Standing {
+  if (verdict === 'equal' && others > 0)
+    return { verdict: 'unknown', why: `${others} tables of the pipeline were not asked for`, oldest: began }
+  return { verdict, ...(why !== undefined && { why }), oldest: began }
 }
 
 export function coverageOf({ open, changes }: Watched, tables: ReadonlyMap<string, TableCover>): Coverage {

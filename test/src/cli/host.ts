@@ -51,7 +51,7 @@ export const nothingRepaired: RepairReport = {
   dryRun: false,
   verdict: 'equal',
   tables: [],
-  found: { at: 0, whole: true },
+  found: { at: 0, whole: true, unknown: false },
   audit: 'shop.repairs.jsonl',
 }
 

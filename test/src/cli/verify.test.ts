@@ -97,6 +97,12 @@ describe('a report', () => {
     )
   })
 
+  it('of some tables says how many it is not about', () => {
+    const part = reportOf([planned('public.fine')], [chunk('public.fine'), end('equal')])
+    const text = renderReport({ ...part, begin: { ...part.begin, others: 3 } }, shown, plain)
+    assert.match(text, /\n {2}3 other tables of the pipeline were not asked for\n/)
+  })
+
   it('is never equal without its end', () => {
     const text = renderReport(reportOf([planned('public.fine')], [chunk('public.fine')]), shown, plain)
     assert.match(text, /^shop {2}\? not verified\n[^]*It did not come to its end: crossfade verify goes on with it\n/)
@@ -183,7 +189,11 @@ describe('a repair', () => {
     ...changes,
   })
   const repaired = (changes: Partial<RepairReport>): string =>
-    renderRepair({ ...nothingRepaired, found: { at, whole: true }, audit: 'audit', ...changes }, shown, plain)
+    renderRepair(
+      { ...nothingRepaired, found: { at, whole: true, unknown: false }, audit: 'audit', ...changes },
+      shown,
+      plain,
+    )
 
   it('as a dry run counts what would be written, names the first keys, and the next step', () => {
     const first = [
@@ -220,10 +230,25 @@ describe('a repair', () => {
   })
 
   it('of a verification that was interrupted says that more may differ, and to begin anew after it', () => {
-    const text = repaired({ found: { at, whole: false }, tables: [table({ told: 1, written: 1, right: 1 })] })
+    const text = repaired({
+      found: { at, whole: false, unknown: false },
+      tables: [table({ told: 1, written: 1, right: 1 })],
+    })
     assert.match(text, /interrupted: what it had not read may differ as\s+well/)
     assert.match(text, /next crossfade verify --fresh\n$/)
-    assert.match(repaired({ found: { at, whole: false } }), /nothing to repair so far[^]*next crossfade verify\n$/)
+  })
+
+  it('of nothing is equal only where everything was verified', () => {
+    assert.match(repaired({}), /^shop {2}● nothing to repair\n[^]*found no row that differs\n$/)
+    const unknown = { verdict: 'unknown' } as const
+    assert.match(
+      repaired({ ...unknown, found: { at, whole: false, unknown: false } }),
+      /^shop {2}\? nothing to repair\n[^]*was interrupted[^]*next crossfade verify\n$/,
+    )
+    assert.match(
+      repaired({ ...unknown, found: { at, whole: true, unknown: true } }),
+      /^shop {2}\? nothing to repair\n[^]*could\s+not verify\s+everything[^]*next crossfade verify\n$/,
+    )
   })
 })
 
