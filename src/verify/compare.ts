@@ -54,7 +54,7 @@ async function both<T>(
 /** Rows of a part that are read from both ends instead of being digested in smaller ones. */
 const rowsToRead = 1_000
 const partsOf = 16
-/** Rows of the whole table that are held back at a time, and bytes of them. */
+/** Of a group: rows, and bytes of them where they are whole rows. */
 const mostSuspects = 1_000
 const mostBytes = 4 << 20
 
@@ -83,7 +83,7 @@ export async function* findSuspects(
   yield* schema.key.length === 0 ? readWhole(ends, schema, range, signal) : readKeyed(ends, schema, range, signal)
 }
 
-/** Holds a hash for each row of the source. */
+/** Holds a hash for each row of the source, and then the keys that differ: whoever gets a group reads by the same readers. */
 async function* readKeyed(
   { source, target }: Ends,
   schema: TableSchema,
@@ -95,25 +95,16 @@ async function* readKeyed(
   for await (const rows of source.rows(schema, range, signal))
     for (const [start, end] of spans(rows))
       unmatched.set(keyName(schema, rows, start, end), hashOf(asBuffer(rows), start, end))
-  let group: Suspect[] = []
-  for await (const rows of target.rows(schema, range, signal)) {
+  const differ: string[] = []
+  for await (const rows of target.rows(schema, range, signal))
     for (const [start, end] of spans(rows)) {
       const name = keyName(schema, rows, start, end)
-      const same = unmatched.get(name) === hashOf(asBuffer(rows), start, end)
+      if (unmatched.get(name) !== hashOf(asBuffer(rows), start, end)) differ.push(name)
       unmatched.delete(name)
-      if (!same) group.push(suspectOf(name))
     }
-    if (group.length < mostSuspects) continue
-    yield group
-    group = []
-  }
-  for (const name of unmatched.keys()) {
-    group.push(suspectOf(name))
-    if (group.length < mostSuspects) continue
-    yield group
-    group = []
-  }
-  if (group.length > 0) yield group
+  differ.push(...unmatched.keys())
+  for (let from = 0; from < differ.length; from += mostSuspects)
+    yield differ.slice(from, from + mostSuspects).map((name) => ({ key: JSON.parse(name) as (string | null)[] }))
 }
 
 /** Counts copies by hash; then reads the rows whose numbers differ, from the end that has more of them. */
@@ -137,23 +128,27 @@ async function* readWhole(
   await count(source, 1)
   await count(target, -1)
   const whole = schema.columns.map((_, i) => i)
-  for (const [reader, sign] of [[source, 1] as const, [target, -1] as const]) {
-    const wanted = new Set([...more].flatMap(([hash, surplus]) => (Math.sign(surplus) === sign ? hash : [])))
-    if (wanted.size === 0) continue
-    let group: Suspect[] = []
+  /** One group; what was taken is no longer wanted. The reading has ended when it resolves. */
+  const take = async (reader: TableReader, wanted: Set<string>): Promise<readonly Suspect[]> => {
+    const group: Suspect[] = []
     let bytes = 0
     for await (const rows of reader.rows(schema, range, signal)) {
       for (const [start, end] of spans(rows)) {
         if (!wanted.delete(hashOf(asBuffer(rows), start, end))) continue
         group.push({ key: texts(schema, rows, start, end, whole) })
         bytes += end - start
+        if (group.length === mostSuspects || bytes > mostBytes) return group
       }
-      if (group.length < mostSuspects && bytes < mostBytes) continue
-      yield group
-      group = []
-      bytes = 0
     }
-    if (group.length > 0) yield group
+    wanted.clear() // gone since they were counted
+    return group
+  }
+  for (const [reader, sign] of [[source, 1] as const, [target, -1] as const]) {
+    const wanted = new Set([...more].flatMap(([hash, surplus]) => (Math.sign(surplus) === sign ? hash : [])))
+    while (wanted.size > 0) {
+      const group = await take(reader, wanted)
+      if (group.length > 0) yield group
+    }
   }
 }
 
@@ -184,9 +179,6 @@ export function texts(
 
 function keyName(schema: TableSchema, rows: Rows, start: number, end: number): string {
   return JSON.stringify(texts(schema, rows, start, end, schema.key))
-}
-function suspectOf(name: string): Suspect {
-  return { key: JSON.parse(name) as readonly (string | null)[] }
 }
 
 /** Cells of a row image for a lookup. */

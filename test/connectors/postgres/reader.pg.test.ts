@@ -177,6 +177,23 @@ describe('reader', needs('pg'), () => {
     assert.equal((await reader.lookup(schema, rowsOf([]), signal)).count, 0)
   })
 
+  test('a lookup of more than is sent at once brings each key its row', async () => {
+    await admin.query(`create table public.tall (id int primary key, a text);
+      insert into public.tall select i, repeat(i::text || ' ', 600) from generate_series(1, 1000) i`)
+    const schema = await schemaOf('tall')
+    await using reader = await openReader(config, 'now', 'test', signal)
+    const ids = Array.from({ length: 900 }, (_, i) => String(1 + ((i * 37) % 1100)))
+    const found = await reader.lookup(
+      schema,
+      rowsOf(ids.map((id) => [{ tag: Tag.text, bytes: Buffer.from(id) }])),
+      signal,
+    )
+    assert.deepEqual(
+      textsOf(found),
+      ids.map((id) => (Number(id) > 1000 ? [] : [id, `${id} `.repeat(600)])),
+    )
+  })
+
   test('random rows come out as they went in', async () => {
     await admin.query('create table public.random (id int primary key, t text, y bytea)')
     const schema = await schemaOf('random')
