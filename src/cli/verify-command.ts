@@ -8,7 +8,7 @@ import type { Logger } from '../logger.ts'
 import type { Connectors } from '../parts.ts'
 import { verificationJson } from '../status.ts'
 import type { ContinuousOptions } from '../verify/continuous.ts'
-import { readJournal, type DifferenceLine } from '../verify/journal.ts'
+import { readJournal } from '../verify/journal.ts'
 import { emptyReport, summarise, verdictOf, type Report } from '../verify/report.ts'
 import type { RepairOptions, RepairReport, RepairTable } from '../verify/repair.ts'
 import { journalPath, type VerifyOptions } from '../verify/verify.ts'
@@ -18,6 +18,7 @@ import { renderVerification } from './verification.ts'
 import { failureJson } from './report.ts'
 import { formatCount, shorten } from './format.ts'
 import {
+  differenceJson,
   exitOf,
   oneLine,
   renderProgress,
@@ -179,7 +180,7 @@ async function compare(call: Call, flags: Flags): Promise<number> {
         ? 'nothing was compared yet'
         : `${formatCount(rowsRead(last))} rows are compared, and kept; ${host.typed} verify goes on from there`,
   )
-  return write(call, report, report.samples)
+  return write(call, report)
 }
 
 /** What a signal ends is told, with what it leaves to go on from. */
@@ -245,20 +246,29 @@ async function tell(call: Call): Promise<number> {
   if (!existsSync(path))
     throw new Failure('USAGE', { observed: 'nothing was verified yet', next: `${host.typed} verify` })
   let report: Report | undefined
-  const differences: DifferenceLine[] = []
   for await (const line of readJournal(path)) {
     if (line.kind === 'begin') report = emptyReport(line)
     else if (report !== undefined) summarise(report, line)
-    if (json && line.kind === 'difference') differences.push(line)
   }
   if (report === undefined)
     throw new Failure('USAGE', { observed: 'nothing was verified yet', next: `${host.typed} verify` })
-  return write(call, report, differences)
+  if (!json) return write(call, report)
+  const [before, after] = JSON.stringify(reportJson(report, []), undefined, 2).split('"differences": []')
+  // However many there are.
+  host.out.write(`${call.mask(before ?? '')}"differences": [`)
+  let first = true
+  for await (const line of readJournal(path)) {
+    if (line.kind !== 'difference') continue
+    host.out.write(call.mask(`${first ? '' : ','}\n    ${JSON.stringify(differenceJson(line))}`))
+    first = false
+  }
+  host.out.write(`${first ? '' : '\n  '}]${after ?? ''}\n`)
+  return exitOf[verdictOf(report)]
 }
 
-function write({ host, json, mask }: Call, report: Report, differences: readonly DifferenceLine[]): number {
+function write({ host, json, mask }: Call, report: Report): number {
   const text = json
-    ? `${JSON.stringify(reportJson(report, differences), undefined, 2)}\n`
+    ? `${JSON.stringify(reportJson(report, report.samples), undefined, 2)}\n`
     : renderReport(report, { width: widthOf(host.out), typed: host.typed }, host.out.paint)
   host.out.write(mask(text))
   return exitOf[verdictOf(report)]

@@ -262,9 +262,11 @@ export function reportJson(report: Report, all: readonly DifferenceLine[]): unkn
       pieces,
       ...counts,
     })),
-    differences: all.map((one) => ({ ...one, kind: undefined })),
+    differences: all.map(differenceJson),
   }
 }
+
+export const differenceJson = (line: DifferenceLine): unknown => ({ ...line, kind: undefined })
 
 /** `crossfade repair`. Ends with a line feed. */
 export function renderRepair(report: RepairReport, { width, typed }: Shown, paint: Paint): string {

@@ -21,19 +21,20 @@ export type TableReport = {
   transient: number
   rechecks: number
 }
-/** `samples`: the first differences of each table; the counts are of all. */
+/** `samples`: the first differences of each table, `sampled` how many; the counts are of all. */
 export type Report = {
   readonly begin: Begin
   readonly tables: readonly TableReport[]
   readonly chunks: ChunkLine[]
   readonly samples: DifferenceLine[]
+  readonly sampled: Map<string, number>
   end?: End
 }
 
 const samplesOfTable = 20
 
 export function emptyReport(begin: Begin): Report {
-  return { begin, tables: begin.tables.map(unseen), chunks: [], samples: [] }
+  return { begin, tables: begin.tables.map(unseen), chunks: [], samples: [], sampled: new Map() }
 }
 
 function unseen({ table, ranges, why }: Planned): TableReport {
@@ -58,8 +59,10 @@ function unseen({ table, ranges, why }: Planned): TableReport {
 /** Adds a line of the journal, in its order. */
 export function summarise(report: Report, line: Line): void {
   if (line.kind === 'difference') {
-    const there = report.samples.filter(({ table }) => table === line.table).length
-    if (there < samplesOfTable) report.samples.push(line)
+    const there = report.sampled.get(line.table) ?? 0
+    if (there === samplesOfTable) return
+    report.samples.push(line)
+    report.sampled.set(line.table, there + 1)
   } else if (line.kind === 'chunk') {
     report.chunks.push(line)
     const table = report.tables.find((one) => one.table === line.table)
