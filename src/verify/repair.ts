@@ -1,22 +1,17 @@
-import { appendFile, stat } from 'node:fs/promises'
-import { userInfo } from 'node:os'
+import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { compileEncoder } from '../avro/encoder.ts'
 import type { PipelineConfig } from '../config/pipeline-config.ts'
-import type { Lane, Sink, Source } from '../connector.ts'
+import type { Source } from '../connector.ts'
 import { leases } from '../coordinate/lease.ts'
 import { Failure } from '../errors.ts'
-import { hashRing } from '../hash-ring.ts'
 import type { Logger } from '../logger.ts'
-import { partitionName, tableName, type TableSchema, type TopicPartition } from '../model.ts'
-import { Output } from '../output.ts'
+import { tableName } from '../model.ts'
 import { partsOf, type Connectors } from '../parts.ts'
 import { hasEnded, thisProcess } from '../process-identity.ts'
 import { registeredTables, type Registered } from '../registry.ts'
-import { rowsOf, type Mending } from '../rows.ts'
-import { cellsOf, type Ends, type Suspect } from './compare.ts'
 import { readJournal, type DifferenceLine, type Line, type Verdict } from './journal.ts'
-import { isSame, readRows, settle, stillness, type Found, type Witness } from './settle.ts'
+import { openMender } from './mend.ts'
+import { stillness } from './settle.ts'
 import { journalPath } from './verify.ts'
 import { witnessOf } from './witness.ts'
 
@@ -41,7 +36,7 @@ export type RepairTable = {
   /** The first of those that a dry run counts. */
   readonly first: { readonly key: DifferenceLine['key']; readonly action: Action }[]
 }
-type Action = 'copy' | 'remove'
+export type Action = 'copy' | 'remove'
 export type RepairReport = {
   readonly pipeline: string
   readonly dryRun: boolean
@@ -56,9 +51,6 @@ type Controls = { readonly signal: AbortSignal; readonly watch: (table: RepairTa
 
 const leaseMs = 15_000
 const rowsAtOnce = 100
-const firstOfTable = 5
-/** As long may the partition's lane be kept waiting for the source to answer. */
-const heldMs = 3_000
 
 /** Where every row that a repair wrote is told, for ever. */
 export function auditPath(config: PipelineConfig): string {
@@ -112,6 +104,7 @@ export async function repairPipeline(
     group.push(line)
   }
   await flush()
+  await mender.finish(under)
   const all = [...tables.values()]
   const differs = all.some(({ different }) => different > 0)
   const unknown = all.some(({ unknown }) => unknown > 0)
@@ -165,138 +158,4 @@ async function journalOf(config: PipelineConfig): Promise<AsyncIterable<Line>> {
       yield line
     }
   })()
-}
-
-/** A row of the report, and the source's as it was seen. */
-type Sighted = { readonly suspect: Suspect; readonly source: Found }
-
-interface Mender extends AsyncDisposable {
-  /** Counts what each of these rows of a table needs at this moment; writes nothing. */
-  look(table: Registered, lines: readonly DifferenceLine[], tally: RepairTable, signal: AbortSignal): Promise<void>
-  /** Of one table. Counts what came of each of these in `tally`. */
-  mend(table: Registered, lines: readonly DifferenceLine[], tally: RepairTable, signal: AbortSignal): Promise<void>
-}
-
-function openMender(source: Source, sink: Sink, witness: Witness, { settleMs }: RepairOptions, audit: string): Mender {
-  let ends: Ends | undefined
-  let lane: Lane | undefined
-  const open = async (signal: AbortSignal): Promise<Ends> =>
-    (ends ??= { source: await source.reader('now', signal), target: await sink.reader(signal) })
-  /** What of these may be written now: the source's row is still the one that was seen before everything up to it was applied, so no change of it
-   *  waits behind the checkpoint, and the target's is another. `rest`: those whose turn it is not. */
-  const due = async (
-    ends: Ends,
-    schema: TableSchema,
-    some: readonly Sighted[],
-    signal: AbortSignal,
-  ): Promise<{ readonly due: readonly Sighted[]; readonly rest: readonly Sighted[] }> => {
-    const held = AbortSignal.any([signal, AbortSignal.timeout(heldMs)])
-    try {
-      await source.visible(held)
-      const suspects = some.map(({ suspect }) => suspect)
-      const now = await readRows(ends.source, schema, suspects, held)
-      const there = await readRows(ends.target, schema, suspects, held)
-      const still = (i: number): boolean => some[i]?.source.versions === now[i]?.versions
-      return {
-        due: some.filter((row, i) => still(i) && !isSame(row.source, there[i] ?? row.source)),
-        rest: some.filter((_, i) => !still(i)),
-      }
-    } catch (error) {
-      if (signal.aborted || !held.aborted) throw error
-      return { due: [], rest: some }
-    }
-  }
-  return {
-    async look({ schema }, lines, tally, signal) {
-      const ends = await open(signal)
-      const suspects = lines.map(({ key }): Suspect => ({ key }))
-      const there = await readRows(ends.target, schema, suspects, signal)
-      const here = await readRows(ends.source, schema, suspects, signal)
-      for (const [i, row] of here.entries()) {
-        const action: Action = row.copies === 0 ? 'remove' : 'copy'
-        if (isSame(row, there[i] ?? row)) tally.right++
-        else {
-          if (action === 'copy') tally.copied++
-          else tally.removed++
-          if (tally.first.length < firstOfTable) tally.first.push({ key: suspects[i]?.key ?? [], action })
-        }
-      }
-    },
-    async mend({ schema, route }, lines, tally, signal) {
-      const ends = await open(signal)
-      const writing = (lane ??= await sink.lane(signal))
-      const until = AbortSignal.any([signal, AbortSignal.timeout(settleMs)])
-      const place = placing(schema, route)
-      const suspects = lines.map(({ key }): Suspect => ({ key }))
-      let left = suspects
-      try {
-        while (left.length > 0) {
-          const seen = await readRows(ends.source, schema, left, until)
-          await witness.applied(await witness.visible(until), until)
-          const sighted = left.flatMap((suspect, i): Sighted[] => (seen[i] ? [{ suspect, source: seen[i] }] : []))
-          const byPlace = Map.groupBy(sighted, ({ suspect }) => partitionName(place(suspect.key)))
-          left = []
-          for (const some of byPlace.values()) {
-            const [first] = some
-            if (first === undefined) continue
-            let found: Awaited<ReturnType<typeof due>> = { due: [], rest: [] }
-            const read = async (): Promise<Mending> => {
-              found = await due(ends, schema, some, until)
-              await record(audit, schema, found.due)
-              return mendingOf(schema, found.due)
-            }
-            await writing.repair(place(first.suspect.key), schema, read, signal)
-            tally.written += found.due.length
-            left = [...left, ...found.rest.map(({ suspect }) => suspect)]
-          }
-        }
-      } catch (error) {
-        if (signal.aborted || !until.aborted) throw error
-      }
-      for (const { kind } of await settle(ends, schema, suspects, witness, settleMs, signal)) {
-        if (kind === 'same') tally.right++
-        else tally[kind]++
-      }
-    },
-    async [Symbol.asyncDispose]() {
-      const all = [ends?.source, ends?.target, lane]
-      await Promise.allSettled(all.map(async (each) => await each?.[Symbol.asyncDispose]()))
-    },
-  }
-}
-
-/** Which partition a row's changes go through. */
-function placing(
-  schema: TableSchema,
-  { topic, partitions, pinned }: Registered['route'],
-): (key: readonly (string | null)[]) => TopicPartition {
-  if (pinned || partitions === 1 || schema.key.length === 0) return () => ({ topic, partition: 0 })
-  const encoder = compileEncoder(schema)
-  const ring = hashRing(partitions)
-  const out = new Output(1024)
-  return (key) => {
-    const cells = schema.columns.map((_, column): string | null => key[schema.key.indexOf(column)] ?? null)
-    out.clear()
-    encoder.key(out, rowsOf([cellsOf(cells)]), 0)
-    return { topic, partition: ring.partition(out.bytes, 5, out.at) }
-  }
-}
-
-function mendingOf(schema: TableSchema, due: readonly Sighted[]): Mending {
-  const keys = rowsOf(due.map(({ suspect }) => cellsOf(suspect.key)))
-  if (schema.key.length === 0) return { keys, rows: keys, copies: due.map(({ source }) => source.copies) }
-  return { keys, rows: rowsOf(due.map(({ source: { row } }) => (row === undefined ? [] : cellsOf(row)))) }
-}
-
-/** Durable before the row is: what is told may not have been done, what was done is told. */
-async function record(audit: string, schema: TableSchema, written: readonly Sighted[]): Promise<void> {
-  if (written.length === 0) return
-  const at = new Date().toISOString()
-  const { username: by } = userInfo()
-  const table = tableName(schema.table)
-  const lines = written.map(({ suspect: { key }, source: { copies } }) => {
-    const action = copies === 0 ? 'remove' : 'copy'
-    return `${JSON.stringify({ at, by, table, key, action, copies })}\n`
-  })
-  await appendFile(audit, lines.join(''), { mode: 0o600, flush: true })
 }
