@@ -1,6 +1,7 @@
-// `npm run bench`: everything docs/performance.md tells, in one run. `--quick`: a tenth of the size. `--only copy,drain`: some parts, printed and not recorded.
+// `npm run bench`: everything docs/performance.md tells, in one run. `--quick`: a tenth of the size. `--only copy,drain`: some parts, printed and not
+// recorded, or with `--record` in the place of those of the newest run.
 import { execFileSync } from 'node:child_process'
-import { mkdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { kafkaRelease } from '../test/support/kafka.ts'
 import { sql } from '../test/support/postgres.ts'
@@ -14,7 +15,13 @@ import { startServers } from './servers.ts'
 import { stages } from './stages.ts'
 import { verifications } from './verify.ts'
 
-const { values } = parseArgs({ options: { quick: { type: 'boolean', default: false }, only: { type: 'string' } } })
+const { values } = parseArgs({
+  options: {
+    quick: { type: 'boolean', default: false },
+    only: { type: 'string' },
+    record: { type: 'boolean', default: false },
+  },
+})
 const scale = values.quick ? 0.1 : 1
 const chosen = values.only?.split(',')
 
@@ -59,12 +66,38 @@ const results: Results = {
   ...(found.transaction && { transaction: found.transaction }),
 }
 process.stdout.write(`${table(results)}\n`)
+const folder = new URL('results/', import.meta.url)
+const size = values.quick ? '-quick' : ''
 if (chosen === undefined) {
-  const folder = new URL('results/', import.meta.url)
   mkdirSync(folder, { recursive: true })
-  const size = values.quick ? '-quick' : ''
-  writeFileSync(new URL(`${results.at.slice(0, 10)}${size}.json`, folder), `${JSON.stringify(results, undefined, 2)}\n`)
-  if (!values.quick) writeTable(new URL('../docs/performance.md', import.meta.url), results)
+  record(new URL(`${results.at.slice(0, 10)}${size}.json`, folder), results)
+} else if (values.record) {
+  const [newest] = readdirSync(folder)
+    .filter((name) => name.endsWith('.json') && name.endsWith('-quick.json') === values.quick)
+    .toSorted()
+    .toReversed()
+  if (newest === undefined) throw new Error('nothing is recorded yet')
+  const path = new URL(newest, folder)
+  const former = JSON.parse(readFileSync(path, 'utf8')) as Results
+  const { at, commit, load } = results
+  const later = {
+    ...former.later,
+    ...Object.fromEntries(
+      Object.keys(found)
+        .filter((part) => chosen.includes(part))
+        .map((part) => [part, { at, commit, load }]),
+    ),
+  }
+  record(path, {
+    ...former,
+    ...Object.fromEntries(Object.entries(found).filter(([, part]) => part !== undefined)),
+    later,
+  })
+}
+
+function record(path: URL, all: Results): void {
+  writeFileSync(path, `${JSON.stringify(all, undefined, 2)}\n`)
+  if (!values.quick) writeTable(new URL('../docs/performance.md', import.meta.url), all)
 }
 
 function commit(): string {

@@ -16,6 +16,8 @@ export type Results = {
   readonly size: 'full' | 'quick'
   /** Processes that wanted a core, over the last minute, before and after. */
   readonly load: readonly [number, number]
+  /** Parts that were measured in runs of their own since. */
+  readonly later?: Readonly<Record<string, Pick<Results, 'at' | 'commit' | 'load'>>>
   readonly stages?: Stages
   readonly copy?: Copies
   readonly verify?: Verifications
@@ -43,10 +45,15 @@ export function table(results: Results): string {
     ...(results.stages === undefined ? [] : stageLines(results.stages)),
     ...memoryLines(results),
   ]
-  const head = `${results.at.slice(0, 10)}, ${results.size} size, commit ${results.commit}. ${results.machine}; PostgreSQL ${results.postgres}, Kafka ${results.kafka}; load ${results.load.map(one).join(' before, ')} after.`
+  const head = `${results.at.slice(0, 10)}, ${results.size} size, commit ${results.commit}. ${results.machine}; PostgreSQL ${results.postgres}, Kafka ${results.kafka}; load ${loadText(results)}.`
+  const later = Object.entries(results.later ?? {}).map(
+    ([part, run]) => ` Measured again: ${part}, ${run.at.slice(0, 10)}, commit ${run.commit}, load ${loadText(run)}.`,
+  )
   const rows = lines.map((line) => `| ${line.join(' | ')} |`)
-  return `${head}\n\n| What | Measured | Goal |\n| --- | --- | --- |\n${rows.join('\n')}\n`
+  return `${head}${later.join('')}\n\n| What | Measured | Goal |\n| --- | --- | --- |\n${rows.join('\n')}\n`
 }
+
+const loadText = ({ load }: Pick<Results, 'load'>): string => `${load.map(one).join(' before, ')} after`
 
 function ratioLines({ copy, drain, latency }: Results): readonly Line[] {
   const lines: Line[] = []
