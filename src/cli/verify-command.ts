@@ -70,7 +70,7 @@ type Flags = {
 export function verifyCommand(program: Command, begin: Begin): void {
   const verify = program
     .command('verify')
-    .description('compare both ends row by row, also while it runs; exits with 0 equal, 1 different, 3 not verified')
+    .description('compare both ends row by row, also while it runs; equal only if all of it is')
     .argument('[file]', 'configuration', defaultFile)
     .option('--table <pattern>', 'only tables that match, such as public.order*; may be given again', each)
     .option('--jobs <count>', 'parts compared at once, each with a connection to each end', count(1, 64), 4)
@@ -83,10 +83,16 @@ export function verifyCommand(program: Command, begin: Begin): void {
       60,
     )
     .option('--max-read <seconds>', 'longest statement, and oldest snapshot, at either end', count(1, 86_400), 60)
-    .option('--show-values', 'write the values that differ into the report')
+    .option('--show-values', 'write the values that differ into the report, which stays in a file')
     .option('--fresh', 'begin anew where an earlier verification was interrupted')
     .option('--continuous', 'again and again until it is stopped, and rows that change soon after they do')
     .option('--json', 'print JSON, for programs')
+    .addHelpText(
+      'after',
+      `
+Writes to neither end's tables. Interrupted or killed, the next one goes on.
+Exit codes: 0 equal, 1 different, 3 not verified, 5 a server is away, 130 Ctrl-C.`,
+    )
     .action(async (file: string, flags: Flags) => {
       const work = flags.continuous === true ? goOn : compare
       await begin(file, flags.json ?? false, async (call) => await work(call, flags))
@@ -106,11 +112,18 @@ export function verifyCommand(program: Command, begin: Begin): void {
 export function repairCommand(program: Command, begin: Begin): void {
   program
     .command('repair')
-    .description('make the rows that the last verification found different what the source has; exits as verify does')
+    .description('make the rows that the last verification found different what the source has')
     .argument('[file]', 'configuration', defaultFile)
     .option('--dry-run', 'say what would be written, and write nothing')
     .option('--settle <seconds>', 'how long a row that changes all the time is tried', count(1, 86_400), 60)
     .option('--json', 'print JSON, for programs')
+    .addHelpText(
+      'after',
+      `
+Each row is read again at both ends before it is written, and left alone if it
+is equal by then. The pipeline has to run, or be a full copy that is complete.
+Exit codes: 0 equal now, 1 some differ, 3 not everything is known.`,
+    )
     .action(async (file: string, { json, dryRun, settle }: Flags & { readonly dryRun?: boolean }) => {
       await begin(file, json ?? false, async (call) => {
         const { host } = call
@@ -118,8 +131,11 @@ export function repairCommand(program: Command, begin: Begin): void {
         const options = { dryRun: dryRun ?? false, settleMs: settle * 1000 }
         const line = progressLine(call)
         let last = ''
-        const watch = ({ table, told, written }: RepairTable): void =>
-          line.show((last = `${oneLine(table)}: ${formatCount(written)} of ${formatCount(told)} rows written`))
+        const watch = ({ table, told, copied, removed, right, written }: RepairTable): void => {
+          const done = dryRun === true ? copied + removed + right : written
+          const what = dryRun === true ? 'read again' : 'written'
+          line.show((last = `${oneLine(table)}: ${formatCount(done)} of ${formatCount(told)} rows ${what}`))
+        }
         const report = await interruptible(
           call,
           line,
