@@ -150,7 +150,7 @@ export const codes: Readonly<Record<ErrorCode, Code>> = {
   ),
   NOT_BEGUN: operator('The pipeline has not begun: there is nothing to compare', 'Start it with crossfade run', 3),
   NOT_RUNNING: operator('No process runs the pipeline', 'Start it with crossfade run', 3),
-  VERIFY_RUNNING: operator('Another process verifies or repairs this pipeline', 'Wait for it, or end it'),
+  VERIFY_RUNNING: operator('Another process verifies or repairs this pipeline', 'Wait for it, or end it', 3),
   UNSUPPORTED: operator('This version cannot do that yet', 'See what works in the README'),
   INTERRUPTED: {
     policy: 'stop',

@@ -12,6 +12,8 @@ export type Call = {
   /** Set once the configuration is known. */
   mask: (text: string) => string
   locate: (key: string) => string | undefined
+  /** 1 says something of its own: a failure that would end with it ends with 3, as what it was to find out is not known. */
+  findsOut: boolean
 }
 
 const widest = 120

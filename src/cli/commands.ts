@@ -72,6 +72,7 @@ export async function runCli(args: readonly string[], host: Host): Promise<numbe
     signal: over.signal,
     mask: (text) => text,
     locate: () => undefined,
+    findsOut: false,
   }
   const program = new Command('crossfade')
     .description('Copies a live database into another one and keeps it in step.')
@@ -101,7 +102,7 @@ export async function runCli(args: readonly string[], host: Host): Promise<numbe
   command('run', 'copy, then follow the changes, for as long as it runs; the first Ctrl-C ends it cleanly', run)
   command('status', 'say where a pipeline stands', status)
   const begin = async (file: string, json: boolean, work: (call: Call) => Promise<number>): Promise<void> => {
-    exit = await work(Object.assign(call, { file: resolve(host.cwd, file), json }))
+    exit = await work(Object.assign(call, { file: resolve(host.cwd, file), json, findsOut: true }))
   }
   verifyCommand(program, begin)
   repairCommand(program, begin)
@@ -122,14 +123,15 @@ export async function runCli(args: readonly string[], host: Host): Promise<numbe
   }
 }
 
-function fail(raised: Failure, { host, json, mask, locate }: Call): number {
+function fail(raised: Failure, { host, json, mask, locate, findsOut }: Call): number {
   const { key, object } = raised.facts
   const place = key === undefined ? undefined : locate(key)
   const failure =
     place === undefined ? raised : new Failure(raised.code, { ...raised.facts, object: `${object ?? key} (${place})` })
   if (json) host.out.write(`${mask(JSON.stringify({ v: 1, error: failureJson(failure) }))}\n`)
   else host.err.write(mask(renderFailure(failure, widthOf(host.err), host.err.paint)))
-  return codes[failure.code].exit
+  const { exit } = codes[failure.code]
+  return findsOut && exit === 1 ? 3 : exit
 }
 
 async function init({ host, file, json }: Call): Promise<number> {

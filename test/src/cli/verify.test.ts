@@ -6,6 +6,7 @@ import { after, describe, it } from 'node:test'
 import { runCli, type Host } from '../../../src/cli/commands.ts'
 import { plain } from '../../../src/cli/report.ts'
 import { renderProgress, renderRepair, renderReport } from '../../../src/cli/verify.ts'
+import { Failure } from '../../../src/errors.ts'
 import type { Position } from '../../../src/model.ts'
 import type { Begin, ChunkLine, DifferenceLine, Line, Planned } from '../../../src/verify/journal.ts'
 import { emptyReport, summarise, type Report } from '../../../src/verify/report.ts'
@@ -292,6 +293,10 @@ describe('crossfade verify', () => {
   })
 
   it('ended by a signal says what is kept and that it goes on, with the signal’s exit code', async () => {
+    for (const code of ['TABLE_MISSING', 'VERIFY_RUNNING', 'BUG'] as const) {
+      const verify = (): Promise<never> => Promise.reject(new Failure(code, { observed: 'it failed' }))
+      assert.equal((await cli(['verify'], { verify })).code, 3, code)
+    }
     const { code, out, err } = await cli(['verify'], { verify: interrupted }, { stop: stopped })
     assert.deepEqual(
       [code, out, err],
