@@ -272,7 +272,8 @@ export const differenceJson = (line: DifferenceLine): unknown => ({ ...line, kin
 export function renderRepair(report: RepairReport, { width, typed }: Shown, paint: Paint): string {
   const { pipeline, dryRun, verdict, tables, found, audit } = report
   const name = paint('bold', pipeline)
-  const of = `the verification of ${moment(found.at)}`
+  const also = (found.open ?? 0) > 0 ? ' and the continuous one' : ''
+  const of = `the verification of ${moment(found.at)}${also}`
   if (tables.length === 0) return nothingToRepair(report, { width, typed }, paint)
   const { glyph, style } = words[verdict]
   const left = total(tables, ({ copied, removed, different, unknown }) => copied + removed + different + unknown)

@@ -69,13 +69,16 @@ export async function verifyContinuously(
   options: ContinuousOptions,
   { signal, inside, watch }: Controls,
 ): Promise<never> {
+  await using store = await parts.store(signal)
+  const own = leases(store, thisProcess(), { hasEnded })
+  let patient = inside
   return await runLoop('verification', parts.log, signal, async () => {
-    await using store = await parts.store(signal)
-    const own = leases(store, thisProcess(), { hasEnded })
-    await using lease = inside
+    // One that could not be given back in time is still our own.
+    await using lease = patient
       ? await own.acquire(leaseName, leaseMs, signal)
       : await own.tryAcquire(leaseName, leaseMs, signal)
     if (lease === undefined) throw new Failure('VERIFY_RUNNING', { object: parts.config.name })
+    patient = true
     const under = AbortSignal.any([signal, lease.signal])
     const keeper = await openKeeper(store, under)
     await using source = await parts.source(store, under)

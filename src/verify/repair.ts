@@ -5,7 +5,7 @@ import type { Source } from '../connector.ts'
 import { leases } from '../coordinate/lease.ts'
 import { Failure } from '../errors.ts'
 import type { Logger } from '../logger.ts'
-import { tableName } from '../model.ts'
+import { origin, tableName } from '../model.ts'
 import { partsOf, type Connectors } from '../parts.ts'
 import { hasEnded, thisProcess } from '../process-identity.ts'
 import { registeredTables, type Registered } from '../registry.ts'
@@ -13,6 +13,7 @@ import { readJournal, type DifferenceLine, type Line, type Verdict } from './jou
 import { openMender } from './mend.ts'
 import { stillness } from './settle.ts'
 import { journalPath } from './verify.ts'
+import { readWatched, type Watched } from './watched.ts'
 import { witnessOf } from './witness.ts'
 
 /** Times in ms. */
@@ -41,7 +42,13 @@ export type RepairReport = {
   readonly pipeline: string
   readonly dryRun: boolean
   /** The verification that named the rows: when it began, in ms since 1970, whether it came to its end, and whether it left anything unknown. */
-  readonly found: { readonly at: number; readonly whole: boolean; readonly unknown: boolean }
+  readonly found: {
+    readonly at: number
+    readonly whole: boolean
+    readonly unknown: boolean
+    /** Rows that only a continuous verification named. */
+    readonly open?: number
+  }
   readonly verdict: Verdict
   readonly tables: readonly RepairTable[]
   /** Where each row that was written is told. */
@@ -57,7 +64,7 @@ export function auditPath(config: PipelineConfig): string {
   return join(config.dir, `${config.name}.repairs.jsonl`)
 }
 
-/** Makes the target's rows that the last verification found different what the source has, and no others. Each is written while its partition stands still,
+/** Makes the target's rows that the last verification found different, or a continuous one holds to be different, what the source has, and no others. Each is written while its partition stands still,
  *  after all that was done to it at the source has been applied, and only if the source's row has not changed since; so the stream neither undoes it
  *  nor is undone. May be repeated and interrupted. Rejects with USAGE where nothing was verified. */
 export async function repairPipeline(
@@ -92,17 +99,32 @@ export async function repairPipeline(
     watch(tally)
     group = []
   }
-  const found = { at: 0, whole: false, unknown: false }
-  for await (const line of await journalOf(config)) {
-    if (line.kind === 'begin') found.at = line.at
-    if (line.kind === 'end') found.whole = true
-    if (leavesOpen(line)) found.unknown = true
-    if (line.kind !== 'difference') continue
+  const take = async (line: DifferenceLine): Promise<void> => {
     const tally = tallyOf(tables, line.table)
     tally.told++
     if (group.length === rowsAtOnce || group[0]?.table !== line.table) await flush()
     group.push(line)
   }
+  const watched = await readWatched(store, under)
+  const open = openLines(watched)
+  // More than it keeps: they are named nowhere.
+  const unnamed = watched !== undefined && watched.open.more.ofWalk + watched.open.more.since > 0
+  const found = {
+    at: watched?.at ?? 0,
+    whole: (watched?.walks ?? 0) > 0,
+    unknown: unnamed || watched?.open.rows.some(({ verdict }) => verdict === 'unknown') === true,
+    open: open.size,
+  }
+  for await (const line of await journalOf(config, watched !== undefined)) {
+    if (line.kind === 'begin') Object.assign(found, { at: line.at, whole: false, unknown: unnamed })
+    if (line.kind === 'end') found.whole = true
+    if (leavesOpen(line)) found.unknown = true
+    if (line.kind !== 'difference') continue
+    open.delete(rowName(line))
+    await take(line)
+  }
+  found.open = open.size
+  for (const line of open.values()) await take(line)
   await flush()
   await mender.finish(under)
   const all = [...tables.values()]
@@ -145,10 +167,26 @@ function tallyOf(tables: Map<string, RepairTable>, table: string): RepairTable {
   return made
 }
 
-/** What the last verification wrote down, in its order. */
-async function journalOf(config: PipelineConfig): Promise<AsyncIterable<Line>> {
+const rowName = ({ table, key }: Pick<DifferenceLine, 'table' | 'key'>): string => JSON.stringify([table, ...key])
+
+/** The rows that a continuous verification holds to be different. */
+function openLines(watched: Watched | undefined): Map<string, DifferenceLine> {
+  const rows = watched?.open.rows ?? []
+  return new Map(
+    rows.flatMap(({ table, key, verdict, what, position = origin, firstSeen, rechecks }) => {
+      if (verdict !== 'different' || what === undefined) return []
+      return [
+        [rowName({ table, key }), { kind: 'difference', table, what, key, columns: [], position, firstSeen, rechecks }],
+      ]
+    }),
+  )
+}
+
+/** What the last verification wrote down, in its order; nothing where there was none and there need not be. */
+async function journalOf(config: PipelineConfig, mayLack: boolean): Promise<AsyncIterable<Line>> {
   const path = journalPath(config)
   const there = await stat(path).catch(() => undefined)
+  if (there === undefined && mayLack) return (async function* () {})()
   if (there === undefined)
     throw new Failure('USAGE', { observed: 'nothing was verified yet', next: 'crossfade verify' })
   return (async function* () {

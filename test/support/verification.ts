@@ -46,10 +46,14 @@ export function rowsTold(rows: Rows): readonly string[] {
   )
 }
 
-type Kept = { readonly walks: number; readonly open: { readonly rows: Rows } }
+type Kept = {
+  readonly walks: number
+  readonly open: { readonly rows: Rows }
+  readonly changes: { readonly looked: number; readonly passedOver: number }
+}
 
 /** What it last wrote down, which the status is made from; asked for in no time. */
-async function kept({ name, target }: Scene): Promise<Kept | undefined> {
+export async function kept({ name, target }: Scene): Promise<Kept | undefined> {
   const [row] = await sql<{ value: Kept }>(
     target,
     `select value from crossfade.state where pipeline = $1 and key = 'watch'`,
@@ -69,8 +73,4 @@ export async function unlessKept(pipeline: Scene, wanted: readonly string[]): Pr
 export async function unlessWalked(pipeline: Scene, walks: number): Promise<readonly string[]> {
   const now = await kept(pipeline)
   return (now?.walks ?? 0) >= walks ? [] : [JSON.stringify(now)]
-}
-
-export async function walksOf(pipeline: Scene): Promise<number> {
-  return (await kept(pipeline))?.walks ?? 0
 }
