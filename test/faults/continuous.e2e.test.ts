@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { scene, untilEqual } from '../support/scene.ts'
 import { seed, shopPipeline, through } from '../support/hurt.ts'
 import { logConfig } from '../support/kills.ts'
 import { sql } from '../support/postgres.ts'
@@ -51,19 +52,19 @@ describe('continuous verification under writes', { ...needs('pg', 'kafka'), conc
         env: inside ? env : {},
         more: `verify: { schedule: ${inside ? 'continuous' : 'off'} }`,
       })
-      const { scene } = shop
+      const { scene: pipeline } = shop
       const start = (): Worker =>
-        inside ? (shop.worker = scene.run([], env)) : scene.start(['verify', '--continuous'], env)
+        inside ? (shop.worker = pipeline.run([], env)) : pipeline.start(['verify', '--continuous'], env)
       let verifier = inside ? shop.worker : start()
       await using alarms = listen(async () =>
-        rowsTold((await kept(scene))?.open.rows ?? []).filter((row) => !row.endsWith('unknown')),
+        rowsTold((await kept(pipeline))?.open.rows ?? []).filter((row) => !row.endsWith('unknown')),
       )
       const writers = startWriters(source, { writers: 2, pause: 20, seed })
       await using _ = { [Symbol.asyncDispose]: async () => void (await writers.stop()) }
       const walkOn = async (): Promise<void> => {
-        const { walks = 0, changes } = (await kept(scene)) ?? {}
-        await until(async () => await unlessWalked(scene, walks + 1), { seconds: 90, worker: verifier })
-        const looked = (await kept(scene))?.changes.looked ?? 0
+        const { walks = 0, changes } = (await kept(pipeline)) ?? {}
+        await until(async () => await unlessWalked(pipeline, walks + 1), { seconds: 90, worker: verifier })
+        const looked = (await kept(pipeline))?.changes.looked ?? 0
         assert.ok(looked > (changes?.looked ?? 0), `no row was looked at after it changed: ${looked}`)
       }
       await walkOn()
@@ -77,26 +78,26 @@ describe('continuous verification under writes', { ...needs('pg', 'kafka'), conc
       way.refuse(false)
       t.diagnostic('fault: the target was away for 5 s')
       await walkOn()
-      const explicit = await scene.command(['verify', '--json'])
+      const explicit = await pipeline.command(['verify', '--json'])
       assert.equal(explicit.code, 0, explicit.stdout + explicit.stderr)
       await writers.stop()
       await shop.equal()
-      await until(async () => await unlessKept(scene, []), { seconds: 60, worker: verifier })
+      await until(async () => await unlessKept(pipeline, []), { seconds: 60, worker: verifier })
       assert.deepEqual([...(await alarms.stop())], [])
-      const told = await toldBy(scene)
+      const told = await toldBy(pipeline)
       t.diagnostic(JSON.stringify(told?.continuous?.changes))
-      await walkOnAfter(scene, verifier)
-      const standing = await toldBy(scene)
+      await walkOnAfter(pipeline, verifier)
+      const standing = await toldBy(pipeline)
       assert.equal(standing?.verdict, 'equal', JSON.stringify(standing))
 
       await sql(target, `update still set name = 'spoilt' where id = 1500`)
       await sql(target, 'delete from still where id = 2500')
       const wrong = ['public.still 1500 different name', 'public.still 2500 only source ']
-      await until(async () => await unlessKept(scene, wrong), { seconds: 60, worker: verifier })
-      const repaired = await scene.command(['repair', '--json'])
+      await until(async () => await unlessKept(pipeline, wrong), { seconds: 60, worker: verifier })
+      const repaired = await pipeline.command(['repair', '--json'])
       assert.equal(repaired.code, 0, repaired.stdout + repaired.stderr)
-      assert.deepEqual(await scene.differences(['still']), [])
-      await until(async () => await unlessKept(scene, []), { seconds: 60, worker: verifier })
+      assert.deepEqual(await pipeline.differences(['still']), [])
+      await until(async () => await unlessKept(pipeline, []), { seconds: 60, worker: verifier })
       const stopping = performance.now()
       const end = await verifier.stop()
       assert.equal(end.code, 0, end.stdout + end.stderr)
@@ -106,6 +107,39 @@ describe('continuous verification under writes', { ...needs('pg', 'kafka'), conc
       if (!inside) await shop.end()
     })
   }
+})
+
+describe('continuous verification without an end', needs('pg'), () => {
+  it('by a process of its own: tells a row that nobody touches within one walk, and its exit code says how it stands', async () => {
+    const pg = await postgres(18)
+    await using pipeline = await scene({
+      source: await pg.database('watched_source'),
+      target: await pg.database('watched_target'),
+      mode: 'hybrid',
+    })
+    await sql(pipeline.source, 'create table thing (id int primary key, name text)')
+    await sql(pipeline.source, `insert into thing select i, 'thing ' || i from generate_series(1, 1000) i`)
+    const worker = pipeline.run()
+    await untilEqual(pipeline, worker)
+    const first = pipeline.start(['verify', '--continuous'])
+    await until(async () => await unlessWalked(pipeline, 1), { seconds: 60, worker: first })
+    assert.equal((await pipeline.command(['verify', '--continuous'])).code, 1, 'only one at a time')
+    await sql(pipeline.target, 'delete from thing where id = 500')
+    await until(async () => await unlessKept(pipeline, ['public.thing 500 only source ']), {
+      seconds: 40,
+      worker: first,
+    })
+    const end = await first.stop()
+    assert.equal(end.code, 1, end.stdout + end.stderr)
+    assert.match(end.stdout, /public\.thing \(500\) is only source/)
+    await sql(pipeline.target, `insert into thing values (500, 'thing 500')`)
+    const second = pipeline.start(['verify', '--continuous', '--json'])
+    await until(async () => await unlessKept(pipeline, []), { seconds: 40, worker: second })
+    const equal = await second.stop()
+    assert.equal(equal.code, 0, equal.stdout + equal.stderr)
+    assert.equal((JSON.parse(equal.stdout) as { verification: { verdict: string } }).verification.verdict, 'equal')
+    assert.equal((await worker.stop()).code, 0)
+  })
 })
 
 /** A whole walk that began after this call. */
