@@ -330,6 +330,15 @@ function compare(
         'the key of the source',
         `${alter} ADD PRIMARY KEY (${key.map(ident).join(', ')});`,
       )
+    // A row whose key is NULL has no key: nobody would find it.
+    for (const column of key)
+      if (carries && columns.get(column)?.notNull === false)
+        differs(
+          'blocker',
+          `${name}.${column} is part of the key and takes NULL`,
+          'NOT NULL, as at the source',
+          `${alter} ALTER COLUMN ${ident(column)} SET NOT NULL;`,
+        )
     // The source has none, so its changes come by several ways, each in an order of its own.
     const others = schema.pinned ? [] : unique.filter((index) => !isImplied(index, [...keyOids]))
     for (const index of others)

@@ -318,6 +318,13 @@ for (const version of [18, 14] as const) {
         'alter table shape.t drop constraint t_pkey; alter table shape.t add primary key (id) deferrable',
       )
       assert.deepEqual(blockers(await checkTarget(admin, tables)), ['target.shape'])
+      await admin.query(
+        'alter table shape.t drop constraint t_pkey, alter id drop not null; create unique index on shape.t (id)',
+      )
+      const [nullable] = (await checkTarget(admin, tables)).filter(({ level }) => level === 'blocker')
+      assert.equal(nullable?.observed, 'shape.t.id is part of the key and takes NULL')
+      await admin.query(nullable.remedy ?? '')
+      assert.deepEqual(blockers(await checkTarget(admin, tables)), [])
       await admin.query('drop table shape.t; create view shape.t as select 1 as id')
       assert.deepEqual(blockers(await checkTarget(admin, tables)), ['target.shape'])
     })
