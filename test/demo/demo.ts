@@ -5,7 +5,7 @@ import { compareShops, connected, createShop, loadShop, shopTables, startWriters
 import { workplace, type Worker } from '../support/worker.ts'
 import { story } from './story.ts'
 
-const rowsWanted = 400_000
+const rowsWanted = 300_000
 /** The part of a run's `--json` lines that the demo looks at. */
 type Line = {
   readonly phase: string
