@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import { after, describe, it } from 'node:test'
 import { runCli, type Host } from '../../../src/cli/commands.ts'
 import { plain } from '../../../src/cli/report.ts'
@@ -63,6 +63,11 @@ function reportOf(tables: readonly Planned[], lines: readonly Line[]): Report {
   return report
 }
 const shown = { width: 80, typed: 'crossfade' }
+
+const verify = resolve(import.meta.dirname, '../../../src/verify')
+const sources = readdirSync(verify)
+  .map((file) => readFileSync(join(verify, file), 'utf8'))
+  .join('')
 
 describe('a report', () => {
   it('names what differs first, then what is not verified and what to do about it, then what is equal', () => {
@@ -142,13 +147,18 @@ describe('a report', () => {
 
   for (const [why, next] of [
     ['its copy is not complete yet', /crossfade status/],
-    ['LIMIT_EXCEEDED: reading it took longer than 60 s', /--max-read/],
+    ['reading it took too long', /--settle/],
+    ['the target has not applied all that the source had committed', /behind/],
     ['it changed too often to be read at both ends between two changes', /--settle/],
     ['a commit at the source that is in its log was not visible', /transaction/],
     ['the target had not applied what was seen at the source', /behind/],
-    ['TARGET_SHAPE: no column name', /Alter or drop it/],
+    ['NOT_RUNNING: no process runs the pipeline', /start it/],
+    ['LIMIT_EXCEEDED: reading it took longer than ', /--max-read/],
+    ['TARGET_SHAPE: ', /Alter or drop it/],
   ] as const)
     it(`says what to do about: ${why}`, () => {
+      const told = why.replace(/^[A-Z_]+: /, '')
+      assert.ok(sources.includes(told), 'it is said in these words')
       const report = reportOf([{ ...planned('public.a', 0), why }], [end('unknown', 'some tables')])
       assert.match(renderReport(report, { ...shown, width: 200 }, plain), new RegExp(`\\n +→ [^\\n]*${next.source}`))
     })
