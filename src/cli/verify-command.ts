@@ -134,7 +134,8 @@ Exit codes: 0 equal now, 1 some differ, 3 not everything is known.`,
         const watch = ({ table, told, copied, removed, right, written }: RepairTable): void => {
           const done = dryRun === true ? copied + removed + right : written
           const what = dryRun === true ? 'read again' : 'written'
-          line.show((last = `${oneLine(table)}: ${formatCount(done)} of ${formatCount(told)} rows ${what}`))
+          last = `${oneLine(table)}: ${formatCount(done)} of ${formatCount(told)} rows ${what}`
+          line.show(() => last)
         }
         const report = await interruptible(
           call,
@@ -183,9 +184,10 @@ async function compare(call: Call, flags: Flags): Promise<number> {
   const watch = (report: Report): void => {
     last = report
     since ??= { at: Date.now(), rows: rowsRead(report) }
-    line.show(renderProgress(report, since, Date.now()))
+    const began = since
+    line.show(() => renderProgress(report, began, Date.now()))
   }
-  line.show('looking at both ends')
+  line.show(() => 'looking at both ends')
   const report = await interruptible(
     call,
     line,
@@ -234,7 +236,8 @@ async function goOn(call: Call, flags: Flags): Promise<number> {
   const watch = (report: Report): void => {
     if (since?.of.begin !== report.begin) since = { of: report, at: Date.now(), rows: rowsRead(report) }
     // It runs for months: what nobody looks at is told by the status.
-    if (host.err.isTTY) line.show(renderProgress(report, since, Date.now()))
+    const began = since
+    if (host.err.isTTY) line.show(() => renderProgress(report, began, Date.now()))
   }
   const verification = await host.pipeline.verifyUntilStopped(
     config,
@@ -293,23 +296,29 @@ function write({ host, json, mask }: Call, report: Report): number {
 const drawEvery = 200
 const lineEvery = 5_000
 
-type ProgressLine = { readonly show: (text: string) => void; readonly end: () => void }
+type ProgressLine = { readonly show: (text: () => string) => void; readonly end: () => void }
 
-/** One line, to stderr: redrawn on a terminal, else now and then; none beside JSON. */
+/** One line, to stderr: redrawn on a terminal, also while nothing new comes, else now and then; none beside JSON. */
 function progressLine({ host: { err }, json }: Call): ProgressLine {
   let drawn = err.isTTY ? 0 : Date.now()
-  let there = false
+  let timer: NodeJS.Timeout | undefined
+  let last = (): string => ''
+  const draw = (): void => {
+    drawn = Date.now()
+    err.write(err.isTTY ? `\r\u001b[K${shorten(last(), err.columns - 1)}` : `${last()}\n`)
+  }
   return {
     show(text) {
-      const now = Date.now()
-      if (json || now - drawn < (err.isTTY ? drawEvery : lineEvery)) return
-      drawn = now
-      there = err.isTTY
-      err.write(err.isTTY ? `\r\u001b[K${shorten(text, err.columns - 1)}` : `${text}\n`)
+      if (json) return
+      last = text
+      if (err.isTTY) timer ??= setInterval(draw, 1000).unref()
+      if (Date.now() - drawn >= (err.isTTY ? drawEvery : lineEvery)) draw()
     },
     end() {
-      if (there) err.write('\r\u001b[K')
-      there = false
+      if (timer === undefined) return
+      clearInterval(timer)
+      timer = undefined
+      err.write('\r\u001b[K')
     },
   }
 }
