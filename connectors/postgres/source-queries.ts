@@ -335,6 +335,44 @@ export async function emitMessage(client: pg.ClientBase, prefix: string, content
 }
 /** A snapshot, by the low 32 bits of the ids as in the stream: transactions in progress, and the first id not given out yet. */
 export type Transactions = { readonly next: number; readonly inProgress: ReadonlySet<number> }
+/** A session that has a transaction, or may be committing a prepared one. */
+export type Session = {
+  readonly pid: number
+  readonly xid: string | null
+  /** At work in another database. */
+  readonly elsewhere: boolean
+  /** Had not committed at the moment asked about. */
+  readonly before: boolean
+  /** For a standby. */
+  readonly waits: boolean
+  /** What it does is not for us to see. */
+  readonly hidden: boolean
+}
+/** `flushed`: the end of the log that is. `standbys`: those that a commit waits for, as configured. */
+export type Uncommitted = {
+  readonly flushed: string
+  readonly standbys: string
+  readonly sessions: readonly Session[]
+  readonly prepared: readonly { readonly xid: string; readonly elsewhere: boolean }[]
+}
+/** Who has a transaction now, and what tells of it that it had not committed at `at`: a session that has been idle since, or works at a statement that
+ *  began since. */
+export async function selectUncommitted(client: pg.ClientBase, at: string): Promise<Uncommitted> {
+  const { rows } = await client.query<Uncommitted>(
+    `with session as (
+       select pid, backend_xid::text as xid, coalesce(datname <> current_database(), false) as elsewhere,
+              coalesce(state like 'idle%' or (state = 'active' and query_start > $1::timestamptz), false) as before,
+              coalesce(wait_event = 'SyncRep', false) as waits, coalesce(query = '<insufficient privilege>', false) as hidden
+         from pg_stat_activity where pid <> pg_backend_pid() and (backend_xid is not null or coalesce(backend_type, 'client backend') ~ 'client backend|worker')
+     )
+     select pg_current_wal_flush_lsn()::text as flushed, current_setting('synchronous_standby_names') as standbys,
+            (select coalesce(json_agg(s), '[]') from session s where xid is not null or not (before or elsewhere)) as sessions,
+            (select coalesce(json_agg(json_build_object('xid', transaction::text, 'elsewhere', database <> current_database())), '[]')
+               from pg_prepared_xacts) as prepared`,
+    [at],
+  )
+  return rows[0] ?? { flushed: '0/0', standbys: '', sessions: [], prepared: [] }
+}
 /** Sessions of others that work at a statement. */
 export async function selectLoad(client: pg.ClientBase): Promise<number> {
   const { rows } = await client.query<{ working: number; hidden: number }>(

@@ -33,7 +33,7 @@ import {
 } from './source-queries.ts'
 import { checkStart } from './start.ts'
 import { openStream } from './stream.ts'
-import { selectStillUnseen, selectUnseen } from './visibility.ts'
+import { waitUntilVisible } from './visibility.ts'
 
 export type SourceOptions = {
   /** How long a new slot waits for open transactions. */
@@ -188,14 +188,7 @@ export async function openSource(
         ...(slot.safe_wal_size === null ? {} : { safeBytes: Number(slot.safe_wal_size) }),
       }
     },
-    async visible(signal) {
-      let unseen = await ask(selectUnseen(control), signal)
-      for (let ms = 5; unseen.open.size > 0; ms = Math.min(2 * ms, 100)) {
-        await sleep(ms, undefined, { signal })
-        unseen = await ask(selectStillUnseen(control, unseen), signal)
-      }
-      return positionOf(unseen.lsn)
-    },
+    visible: async (signal) => positionOf(await waitUntilVisible(control, signal)),
     load: async (signal) => await ask(selectLoad(control), signal),
     ddl: (tables, style, signal) => readDdl(config, tables, style, signal),
     counters: async (filter, signal) => await ask(readCounters(control, filter), signal),
