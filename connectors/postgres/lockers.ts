@@ -11,14 +11,14 @@ export async function namingLockers<T>(client: pg.ClientBase, look: () => Promis
   try {
     return await look()
   } catch (error) {
-    const failure = mapError(error)
-    const waited = sqlState(error) === '55P03' || (failure instanceof Failure && isLockTimeout(failure))
-    throw waited ? ((await lockedBy(client)) ?? failure) : failure
+    throw (isLockTimeout(error) ? await lockedBy(client) : undefined) ?? mapError(error)
   }
 }
 
-function isLockTimeout({ code, facts }: Failure): boolean {
-  return code === 'SERVER_BUSY' && facts.observed?.includes('SQLSTATE 55P03') === true
+/** The server's own error, or ours that was made of it. */
+export function isLockTimeout(error: unknown): boolean {
+  if (!(error instanceof Failure)) return sqlState(error) === '55P03'
+  return error.code === 'SERVER_BUSY' && error.facts.observed?.includes('SQLSTATE 55P03') === true
 }
 
 /** Undefined where nobody has any more. */

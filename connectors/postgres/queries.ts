@@ -1,4 +1,5 @@
 import type pg from 'pg'
+import type { TableId } from '../../src/model.ts'
 import type { CatalogType } from './schema.ts'
 
 /** Quotes one identifier. The only place that does. */
@@ -34,8 +35,9 @@ export type RelationRow = {
   parents: { schema: string; name: string }[] | null
 }
 /** Tables, partitioned ones and foreign ones of users, in the order of their names. */
-export async function selectRelations(client: pg.ClientBase): Promise<readonly RelationRow[]> {
-  const { rows } = await client.query<RelationRow>(`
+export async function selectRelations(client: pg.ClientBase, only?: TableId): Promise<readonly RelationRow[]> {
+  const { rows } = await client.query<RelationRow>(
+    `
     select c.oid, n.nspname as schema, c.relname as name, c.relfilenode, c.relkind, c.relpersistence, c.relispartition,
            c.relreplident, c.relrowsecurity, c.relforcerowsecurity,
            case when c.relkind <> 'r' then 0
@@ -58,7 +60,10 @@ export async function selectRelations(client: pg.ClientBase): Promise<readonly R
                where i.inhrelid = c.oid) end as parents
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
      where c.relkind in ('r', 'p', 'f') and n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'crossfade')
-     order by n.nspname collate "C", c.relname collate "C"`)
+       and ($1::text is null or (n.nspname = $1 and c.relname = $2))
+     order by n.nspname collate "C", c.relname collate "C"`,
+    [only?.schema, only?.name],
+  )
   return rows
 }
 

@@ -8,7 +8,7 @@ import { copyOut, destroy } from './copy-out.ts'
 import { copyRows } from './copy-rows.ts'
 import { selectDigest } from './digest.ts'
 import { mapError, sqlState } from './errors.ts'
-import { lookLimitMs } from './lockers.ts'
+import { isLockTimeout, lookLimitMs, namingLockers } from './lockers.ts'
 import { lookupQuery, selectCopies } from './lookup.ts'
 import { beginReading, ident, qualified } from './queries.ts'
 import {
@@ -21,7 +21,7 @@ import {
   readSteps,
   type Keyed,
 } from './ranges.ts'
-import { readCatalog, type CatalogTable } from './schema.ts'
+import { readCatalog, readCatalogOf, type CatalogTable } from './schema.ts'
 import { bulkFormats, textOf } from './types.ts'
 
 /**
@@ -36,20 +36,54 @@ export async function openReader(
   tables?: readonly CatalogTable[],
 ): Promise<TableReader> {
   let client: pg.Client | undefined = await session(signal)
-  const catalog = new Map(
-    (tables ?? (await readCatalog(client, () => true))).map((table) => [tableName(table.table), table]),
-  )
+  let partial = false
+  const catalog = new Map((tables ?? (await lookAtAll(client))).map((table) => [tableName(table.table), table]))
 
   function session(signal: AbortSignal): Promise<pg.Client> {
     // A copy waits for a table as long as its snapshot lives; who looks at this moment is told that he has to.
     return connect(config, { name: 'reader', pipeline, lockTimeoutMs: at === 'now' ? lookLimitMs : 0 }, signal)
   }
 
+  /** None where somebody has locked one of them: then each is looked at when it is asked for, and only that one is waited for. */
+  async function lookAtAll(using: pg.Client): Promise<readonly CatalogTable[]> {
+    const patience = async (ms: number): Promise<unknown> => await using.query(`set lock_timeout = '${ms}ms'`)
+    try {
+      if (at === 'now') await patience(impatientMs)
+      const all = await readCatalog(using, () => true)
+      if (at === 'now') await patience(lookLimitMs)
+      return all
+    } catch (error) {
+      partial = at === 'now' && isLockTimeout(error)
+      if (!partial) throw mapError(error)
+      await patience(lookLimitMs)
+      return []
+    }
+  }
+
+  async function lookAt(table: TableId, signal: AbortSignal): Promise<void> {
+    client ??= await session(signal)
+    const using = client
+    try {
+      const found = namingLockers(using, async () => await readCatalogOf(using, table))
+      for (const each of await cutOnAbort(using, signal, found)) catalog.set(tableName(table), each)
+    } catch (error) {
+      throw await fail(error, table, signal)
+    }
+  }
+
   /** In a transaction that sees the snapshot, holds the table as it is, and has proved that it is the table the snapshot saw (H4). */
   async function begin(table: CatalogTable, signal: AbortSignal): Promise<pg.Client> {
     client ??= await session(signal)
     const using = client
-    const seen = await cutOnAbort(using, signal, beginReading(using, at, qualified(table.table), table.table))
+    const seen = await cutOnAbort(
+      using,
+      signal,
+      beginReading(using, at, qualified(table.table), table.table).catch(async (error: unknown) => {
+        if (!isLockTimeout(error)) throw error
+        await using.query('rollback')
+        return await namingLockers(using, () => Promise.reject(error))
+      }),
+    )
     if (seen === 'no snapshot') throw new Failure('SNAPSHOT_LOST', { object: at })
     if (!seen.same) throw new Failure('TABLE_REWRITTEN', { object: tableName(table.table) })
     const changed =
@@ -115,6 +149,11 @@ export async function openReader(
     return answer.is
   }
 
+  async function described(schema: TableSchema, signal: AbortSignal): Promise<Described> {
+    if (partial && !catalog.has(tableName(schema.table))) await lookAt(schema.table, signal)
+    return tableOf(schema)
+  }
+
   function tableOf(schema: TableSchema): Described {
     const table = catalog.get(tableName(schema.table))
     if (!table) throw new Failure('TABLE_MISSING', { object: tableName(schema.table) })
@@ -130,7 +169,7 @@ export async function openReader(
 
   return {
     async ranges(schema, rows, signal) {
-      const { table, columns, key } = tableOf(schema)
+      const { table, columns, key } = await described(schema, signal)
       const whole: Range = { table: schema.table, estimatedRows: table.estimatedRows }
       const wanted = rangesOf(rows, table.estimatedRows)
       if (!isRangeable(key) || wanted < 2) return [whole]
@@ -138,33 +177,33 @@ export async function openReader(
       return between(whole, bounds, Math.round(table.estimatedRows / (bounds.length + 1)))
     },
     async split(schema, range, rows, signal) {
-      const described = tableOf(schema)
+      const found = await described(schema, signal)
       const parts = Math.min(mostParts, rangesOf(rows, range.estimatedRows))
       if (parts < 2) return [range]
-      const bounds = await readOnce(described.table, signal, async (using) => {
-        if (described.key.length === 0) return hashBounds(range, parts)
+      const bounds = await readOnce(found.table, signal, async (using) => {
+        if (found.key.length === 0) return hashBounds(range, parts)
         if (range.from === undefined && range.to === undefined)
-          return await readBounds(using, schema.table, described, parts)
-        return await readSteps(using, range, described, Math.ceil(range.estimatedRows / parts))
+          return await readBounds(using, schema.table, found, parts)
+        return await readSteps(using, range, found, Math.ceil(range.estimatedRows / parts))
       })
       return between(range, bounds, Math.ceil(range.estimatedRows / (bounds.length + 1)))
     },
-    rows(schema, range, signal) {
-      const described = tableOf(schema)
-      const { table, columns, key } = described
+    async *rows(schema, range, signal) {
+      const found = await described(schema, signal)
+      const { table, columns, key } = found
       const cells = columns.map((column) => textOf(column, `t.${ident(column.name)}`)).join(', ')
       const order = key.length === 0 ? '' : ` order by ${key.map((column) => `t.${ident(column.name)}`).join(', ')}`
-      const select = `select ${cells} from only ${qualified(schema.table)} t where ${rangeCondition(range, described)}${order}`
-      return read(table, signal, (using) =>
+      const select = `select ${cells} from only ${qualified(schema.table)} t where ${rangeCondition(range, found)}${order}`
+      yield* read(table, signal, (using) =>
         copyRows(copyOut(using, `copy (${select}) to stdout (format binary)`, signal), columns.length),
       )
     },
     async lookup(schema, keys, signal) {
-      const described = tableOf(schema)
-      const { table, columns } = described
+      const found = await described(schema, signal)
+      const { table, columns } = found
       const versions: string[] = []
-      const select = lookupQuery(schema, described, keys)
-      const found: { bytes: Uint8Array; starts: Int32Array }[] = []
+      const select = lookupQuery(schema, found, keys)
+      const parts: { bytes: Uint8Array; starts: Int32Array }[] = []
       const pieces = read(table, signal, async function* (using) {
         // A few keys through the index, however many the planner thinks they are.
         await using.query('set local enable_hashjoin = off; set local enable_mergejoin = off')
@@ -178,19 +217,17 @@ export async function openReader(
           },
         )
       })
-      for await (const rows of pieces) found.push({ bytes: Uint8Array.from(rows.bytes), starts: rows.starts.slice() })
-      return { ...joined(found), versions }
+      for await (const rows of pieces) parts.push({ bytes: Uint8Array.from(rows.bytes), starts: rows.starts.slice() })
+      return { ...joined(parts), versions }
     },
     async copies(schema, rows, signal) {
-      const described = tableOf(schema)
-      return await readOnce(described.table, signal, (using) => selectCopies(using, schema, described, rows))
+      const found = await described(schema, signal)
+      return await readOnce(found.table, signal, (using) => selectCopies(using, schema, found, rows))
     },
     async digest(schema, range, signal) {
-      const described = tableOf(schema)
-      const condition = rangeCondition(range, described)
-      return await readOnce(described.table, signal, (using) =>
-        selectDigest(using, schema.table, described.columns, condition),
-      )
+      const found = await described(schema, signal)
+      const condition = rangeCondition(range, found)
+      return await readOnce(found.table, signal, (using) => selectDigest(using, schema.table, found.columns, condition))
     },
     formats: (schema) => bulkFormats(narrowed(tableOf(schema))),
     frames(schema, range, format, signal) {
@@ -220,6 +257,9 @@ async function cutOnAbort<Result>(client: pg.Client, signal: AbortSignal, work: 
     signal.removeEventListener('abort', cut)
   }
 }
+
+/** How long a look at all tables at once waits for whoever has locked one of them. */
+const impatientMs = 1_000
 
 /** Into how many parts a range is split at most: without an index each part reads the whole table. */
 const mostParts = 16

@@ -122,6 +122,19 @@ export async function readCatalog(client: pg.ClientBase, filter: TableFilter): P
   }
 }
 
+/** One of them alone: whoever has locked another is not waited for. */
+export async function readCatalogOf(client: pg.ClientBase, table: TableId): Promise<readonly CatalogTable[]> {
+  try {
+    const relations = await selectRelations(client, table)
+    return await describe(
+      client,
+      relations.filter((row) => row.relkind === 'r' && leftOutBecause(row) === undefined),
+    )
+  } catch (error) {
+    throw mapError(error)
+  }
+}
+
 /** The partitioned tables above these leaves, parents before children. */
 export async function readPartitioned(
   client: pg.ClientBase,
