@@ -1,3 +1,5 @@
+import { hash } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { TableReader } from '../connector.ts'
 import { asFailure, Failure } from '../errors.ts'
 import type { Position, TableSchema } from '../model.ts'
@@ -34,7 +36,8 @@ export type Found = { readonly row?: readonly (string | null)[]; readonly copies
 /** Tells for each row whether it differs, by reading it again and again (H20): at both ends; then, once all that the source's log holds by now is visible
  *  there and applied at the target, at both ends again. What differs then, and was touched at neither end in between, differs: the last change before the
  *  place that was visible and applied is what the source shows, and the target would have been touched by it. A row that reads alike is the same.
- *  Anything else is asked again until `limitMs` has passed, and then unknown. The rows of a call share every wait. */
+ *  Anything else is asked again until `limitMs` has passed, and then unknown. The rows of a call share every wait. A row that changes faster than the wait
+ *  takes is looked at all through the next one: it is the same once an end shows what the other has shown since the first look. */
 export async function settle(
   ends: Ends,
   schema: TableSchema,
@@ -78,17 +81,24 @@ export async function settle(
     }
     keep(apart, before, seen)
     while (open.length > 0) {
-      const position = await visible()
-      await during('the target had not applied what was seen at the source', async () => {
-        await witness.applied(position, until)
-      })
+      until.throwIfAborted()
+      const watching = rechecks > 0 && schema.key.length > 0 ? watch(ends, schema, open, until) : undefined
+      let position: Position
+      try {
+        position = await visible()
+        await during('the target had not applied what was seen at the source', async () => {
+          await witness.applied(position, until)
+        })
+      } finally {
+        await watching?.end()
+      }
       const now = await read(ends.target)
       const again = await read(ends.source)
       rechecks++
       const left: number[] = []
       for (const [i, suspect] of open.entries()) {
         const row = { first: seen[i], target: [before[i], now[i]], last: again[i] }
-        const verdict = judge(row.first, row.target[0], row.target[1], row.last)
+        const verdict = watching?.met(i) === true ? 'same' : judge(row.first, row.target[0], row.target[1], row.last)
         if (verdict === 'again') left.push(i)
         else if (verdict === 'same') settled.push({ kind: 'same', suspect, rechecks })
         else {
@@ -102,7 +112,7 @@ export async function settle(
   } catch (error) {
     if (signal.aborted) throw error
     if (!limit.aborted && asFailure(error).policy === 'retry') throw error
-    if (!limit.aborted) why = told(error)
+    why = limit.aborted ? withCause(why, error) : told(error)
     for (const suspect of open) settled.push({ kind: 'unknown', suspect, rechecks, why })
   }
   return settled
@@ -125,6 +135,57 @@ export function isSame(a: Found, b: Found): boolean {
   if (a.copies !== b.copies) return false
   if (a.row === undefined || b.row === undefined) return a.row === b.row
   return a.row.every((text, i) => text === b.row?.[i])
+}
+
+/** Why something was not known in time, and what was known of the cause. */
+export function withCause(why: string, error: unknown): string {
+  const observed = error instanceof Failure ? error.facts.observed : undefined
+  return observed === undefined ? why : `${why}: ${observed}`
+}
+
+/** States that are kept at a time. */
+const mostStates = 100_000
+const shortestPauseMs = 10
+
+/** Reads rows at both ends again and again, for a fifth of the time, until it is ended. */
+function watch(
+  ends: Ends,
+  schema: TableSchema,
+  suspects: readonly Suspect[],
+  signal: AbortSignal,
+): { readonly met: (i: number) => boolean; end(): Promise<void> } {
+  const met = new Set<number>()
+  const shown = { source: suspects.map(() => new Set<string>()), target: suspects.map(() => new Set<string>()) }
+  const ended = new AbortController()
+  const resting = AbortSignal.any([signal, ended.signal])
+  let states = 0
+  const look = async (end: 'source' | 'target', other: 'source' | 'target'): Promise<void> => {
+    while (met.size < suspects.length && !ended.signal.aborted) {
+      const began = performance.now()
+      for (const [i, found] of (await readRows(ends[end], schema, suspects, signal)).entries()) {
+        if (met.has(i)) continue
+        const state = hash('sha256', JSON.stringify([found.copies, found.row]), 'base64')
+        if (shown[other][i]?.has(state) === true) met.add(i)
+        shown[end][i]?.add(state)
+        states++
+      }
+      if (states > mostStates) {
+        states = 0
+        for (const each of [...shown.source, ...shown.target]) each.clear()
+      }
+      const pause = Math.max(shortestPauseMs, 4 * (performance.now() - began))
+      await sleep(pause, undefined, { signal: resting }).catch(() => {})
+      signal.throwIfAborted()
+    }
+  }
+  const looks = Promise.allSettled([look('source', 'target'), look('target', 'source')])
+  return {
+    met: (i) => met.has(i),
+    async end() {
+      ended.abort()
+      for (const one of await looks) if (one.status === 'rejected') throw one.reason
+    },
+  }
 }
 
 const keysAtOnce = 500

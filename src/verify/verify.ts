@@ -27,7 +27,7 @@ import {
 } from './journal.ts'
 import { joined, workOf } from './plan.ts'
 import { emptyReport, keepSummary, summarise, type Report } from './report.ts'
-import { stillness, type Witness } from './settle.ts'
+import { stillness, withCause, type Witness } from './settle.ts'
 import { throttle, type Limits, type Throttle } from './throttle.ts'
 import { told } from './told.ts'
 import { witnessOf } from './witness.ts'
@@ -52,6 +52,8 @@ const rangeRows = 20_000
 /** Rows that one statement reads at most, however fast they are. */
 const mostRows = 500_000
 const attempts = 3
+/** How long after its last piece an interrupted verification is worth going on with: what it has compared is what it says of now. */
+const freshMs = 24 * 3600 * 1000
 
 /** Where a pipeline's last verification stands. */
 export function journalPath(config: PipelineConfig): string {
@@ -218,7 +220,9 @@ async function unfinished(
 ): Promise<Report | undefined> {
   if (!existsSync(path)) return undefined
   let report: Report | undefined
+  let newest = 0
   for await (const line of readJournal(path)) {
+    if (line.kind === 'begin' || line.kind === 'chunk') newest = line.at
     if (line.kind === 'begin') {
       const asked = schemas.map(({ schema, why }) => ({ ...describe(schema), why }))
       const begun = line.tables.map(({ table, columns, key, why }) => ({ table, columns, key, why }))
@@ -230,7 +234,7 @@ async function unfinished(
     } else if (line.kind === 'end') return undefined
     else if (report !== undefined) summarise(report, line)
   }
-  return report
+  return Date.now() - newest < freshMs ? report : undefined
 }
 
 async function compareAll(
@@ -344,6 +348,6 @@ async function judgeWhole({ witness, report, options }: Run, throttledMs: number
     return end('equal')
   } catch (error) {
     if (signal.aborted) throw error
-    return end('unknown', limit.aborted ? waitsFor : told(error))
+    return end('unknown', limit.aborted ? withCause(waitsFor, error) : told(error))
   }
 }

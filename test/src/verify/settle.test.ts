@@ -131,6 +131,33 @@ describe('settling', () => {
     }
   })
 
+  it('settles a row that changes faster than the waits take, by what both ends have shown', async () => {
+    for (const spoilt of [false, true]) {
+      let clock = 0
+      // The target follows some changes behind, and now and then in leaps.
+      const at = (value: number): TableReader => ({
+        ranges: async () => [],
+        split: async (_, range) => [range],
+        rows: () => assert.fail('not asked'),
+        copies: () => assert.fail('not asked'),
+        lookup: async () => ({ ...rowsOf([cellsOf(['1', String(value)])]), versions: [String(value)] }),
+        [Symbol.asyncDispose]: async () => {},
+      })
+      const source: TableReader = { ...at(0), lookup: async (...asked) => await at(++clock).lookup(...asked) }
+      const target: TableReader = {
+        ...at(0),
+        lookup: async (...asked) =>
+          await at((clock - 3 - (clock % 4)) * (spoilt ? -1 : 1) - 1_000 * Number(spoilt)).lookup(...asked),
+      }
+      const witness: Witness = {
+        visible: async () => '0' as Position,
+        applied: async () => await new Promise((resolve) => setTimeout(resolve, 60)),
+      }
+      const [one] = await settle({ source, target }, schema, [{ key: ['1'] }], witness, 1_000, never)
+      assert.equal(one?.kind, spoilt ? 'unknown' : 'same')
+    }
+  })
+
   it('judges by versions where texts differ', () => {
     const found = (text: string, version: string) => ({ row: ['1', text], copies: 1, versions: version })
     assert.equal(judge(found('a', '1'), found('b', '1'), found('b', '1'), found('a', '1')), 'different')
