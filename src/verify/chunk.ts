@@ -15,6 +15,10 @@ export type ChunkOptions = {
   readonly now: () => number
 }
 
+/** Rows that are settled at once, and characters of their keys. */
+const mostSuspects = 1_000
+const mostLength = 4 << 20
+
 /** By their numbers in the table's plan. */
 type Place = { readonly first: number; readonly last: number }
 
@@ -34,9 +38,14 @@ export async function verifyChunk(
   const count = { ...none }
   let why: string | undefined
   let partial = false
-  const judge = async (suspects: readonly Suspect[]): Promise<void> => {
-    const firstSeen = now()
-    for (const one of await settle(ends, schema, suspects, witness, settleMs, signal)) {
+  /** Suspects of several parts, as they share the waits that settle them, and when each was seen. */
+  const seen = new Map<Suspect, number>()
+  let length = 0
+  const judge = async (): Promise<void> => {
+    const suspects = [...seen.keys()]
+    const settled = suspects.length === 0 ? [] : await settle(ends, schema, suspects, witness, settleMs, signal)
+    for (const one of settled) {
+      const firstSeen = seen.get(one.suspect) ?? now()
       count.rechecks = Math.max(count.rechecks, one.rechecks)
       if (one.kind === 'same') count.transient++
       else if (one.kind === 'unknown') {
@@ -57,6 +66,8 @@ export async function verifyChunk(
         lines.push(line)
       }
     }
+    seen.clear()
+    length = 0
   }
   try {
     for (const part of parts) {
@@ -78,9 +89,15 @@ export async function verifyChunk(
           }
         })
         if (group.done === true) break
-        await judge(group.value)
+        const at = now()
+        for (const suspect of group.value) {
+          seen.set(suspect, at)
+          for (const text of suspect.key) length += text?.length ?? 0
+        }
+        if (seen.size >= mostSuspects || length >= mostLength) await judge()
       }
     }
+    await judge()
   } catch (error) {
     if (signal.aborted || asFailure(error).policy === 'retry') throw error
     why = told(error)

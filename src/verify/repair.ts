@@ -9,7 +9,7 @@ import { origin, tableName } from '../model.ts'
 import { partsOf, type Connectors } from '../parts.ts'
 import { hasEnded, thisProcess } from '../process-identity.ts'
 import { registeredTables, type Registered } from '../registry.ts'
-import { readJournal, type DifferenceLine, type Line, type Verdict } from './journal.ts'
+import { readJournal, resumeJournal, type DifferenceLine, type Line, type Verdict } from './journal.ts'
 import { openMender } from './mend.ts'
 import { stillness } from './settle.ts'
 import { journalPath } from './verify.ts'
@@ -57,7 +57,7 @@ export type RepairReport = {
 type Controls = { readonly signal: AbortSignal; readonly watch: (table: RepairTable) => void }
 
 const leaseMs = 15_000
-const rowsAtOnce = 100
+const rowsAtOnce = 500
 
 /** Where every row that a repair wrote is told, for ever. */
 export function auditPath(config: PipelineConfig): string {
@@ -115,7 +115,9 @@ export async function repairPipeline(
     unknown: unnamed || watched?.open.rows.some(({ verdict }) => verdict === 'unknown') === true,
     open: open.size,
   }
+  let isUnfinished = false
   for await (const line of await journalOf(config, watched !== undefined)) {
+    isUnfinished = line.kind !== 'end'
     if (line.kind === 'begin') Object.assign(found, { at: line.at, whole: false, unknown: unnamed })
     if (line.kind === 'end') found.whole = true
     if (leavesOpen(line)) found.unknown = true
@@ -127,6 +129,7 @@ export async function repairPipeline(
   for (const line of open.values()) await take(line)
   await flush()
   await mender.finish(under)
+  if (isUnfinished && !options.dryRun) await endJournal(config)
   const all = [...tables.values()]
   const differs = all.some(({ different }) => different > 0)
   const unknown = all.some(({ unknown }) => unknown > 0)
@@ -134,6 +137,13 @@ export async function repairPipeline(
   const due = all.some(({ copied, removed }) => copied + removed > 0)
   const verdict = differs || due ? 'different' : left
   return { pipeline: config.name, dryRun: options.dryRun, verdict, tables: all, found, audit }
+}
+
+/** What an interrupted verification has found no longer holds: the next one begins anew. */
+async function endJournal(config: PipelineConfig): Promise<void> {
+  await using journal = await resumeJournal(journalPath(config))
+  const why = 'it was interrupted, and rows that it had found were repaired'
+  await journal.append([{ kind: 'end', at: Date.now(), verdict: 'unknown', why, throttledMs: 0 }])
 }
 
 /** What was not verified may differ, and is not repaired. */
