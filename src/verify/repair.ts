@@ -129,7 +129,7 @@ export async function repairPipeline(
   for (const line of open.values()) await take(line)
   await flush()
   await mender.finish(under)
-  if (isUnfinished && !options.dryRun) await endJournal(config)
+  if (isUnfinished && tables.size > 0 && !options.dryRun) await endJournal(config)
   const all = [...tables.values()]
   const differs = all.some(({ different }) => different > 0)
   const unknown = all.some(({ unknown }) => unknown > 0)
