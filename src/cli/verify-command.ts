@@ -85,7 +85,10 @@ export function verifyCommand(program: Command, begin: Begin): void {
     .option('--max-read <seconds>', 'longest statement, and oldest snapshot, at either end', count(1, 86_400), 60)
     .option('--show-values', 'write the values that differ into the report, which stays in a file')
     .option('--fresh', 'begin anew where an earlier verification was interrupted')
-    .option('--continuous', 'again and again until it is stopped, and rows that change soon after they do')
+    .option(
+      '--continuous',
+      'for ever, until it is stopped: walk after walk, and rows soon after they change; of the options above it heeds --rate and --max-load',
+    )
     .option('--json', 'print JSON, for programs')
     .addHelpText(
       'after',

@@ -16,7 +16,7 @@ import { registeredTables } from '../registry.ts'
 import { runLoop } from '../run-loop.ts'
 import { coverOf } from './coverage.ts'
 import { followChanges, type Following } from './follow-changes.ts'
-import { readJournal, type DifferenceLine, type Line } from './journal.ts'
+import { readJournal, type DifferenceLine, type Line, type UnsettledLine } from './journal.ts'
 import { lookAt, sightOfLine, type Look } from './look.ts'
 import { mostOpen, openRows, type OpenRows } from './open-rows.ts'
 import type { Report } from './report.ts'
@@ -262,16 +262,16 @@ function attemptOf(
   }
 
   const walking = async (signal: AbortSignal): Promise<never> => {
-    await recall(walkPath(config), open)
+    /** Tables of which a row in doubt found no room in this walk. */
+    let crowded = new Set(await recall(walkPath(config), open))
     const rest = { jobs: 1, settleMs: 6 * settleMs, readMs: 60_000, withValues: false, fresh: false }
     for (;;) {
       const began = performance.now()
       const heard = async (lines: readonly Line[], report: Report): Promise<void> => {
         trouble = undefined
-        for (const line of lines) note(open, line)
+        for (const line of lines) if (!note(open, line)) crowded.add(tableOf(line))
         const chunk = lines.at(-1)
-        const full = open.state.rows.length >= mostOpen
-        const cover = chunk?.kind === 'chunk' ? coverOf(report, chunk.table, full) : undefined
+        const cover = chunk?.kind === 'chunk' ? coverOf(report, chunk.table, crowded.has(chunk.table)) : undefined
         if (chunk?.kind === 'chunk' && cover !== undefined) await keeper.cover(chunk.table, cover, signal)
       }
       const report = await verifyTables(
@@ -294,6 +294,7 @@ function attemptOf(
         if (cover !== undefined) await keeper.cover(table, cover, signal)
       }
       open.walked()
+      crowded = new Set()
       walks++
       walk = undefined
       await sleep(Math.max(0, walkEveryMs - (performance.now() - began)), undefined, { signal })
@@ -332,26 +333,32 @@ function attemptOf(
   }
 }
 
-/** What a walk tells of a single row. */
-function note(open: OpenRows, line: Line): void {
-  if (line.kind === 'difference') open.saw(sightOfLine(line), line.firstSeen)
-  else if (line.kind === 'unsettled') {
-    const { table, key, why } = line
-    open.saw({ verdict: 'unknown', table, key, columns: [], why }, Date.now())
-  }
+/** What a walk tells of a single row; false if it found no room. */
+function note(open: OpenRows, line: Line): boolean {
+  if (line.kind === 'difference') return open.saw(sightOfLine(line), line.firstSeen)
+  if (line.kind !== 'unsettled') return true
+  const { table, key, why } = line
+  return open.saw({ verdict: 'unknown', table, key, columns: [], why }, Date.now())
 }
 
-/** A process that was killed may have written down a row in the journal of its walk alone. Until it is looked at again nobody knows what it is. */
-async function recall(path: string, open: OpenRows): Promise<void> {
-  if (!existsSync(path)) return
-  const why = 'it was found different before a restart, and has not been looked at since'
-  const doubtful: DifferenceLine[] = []
+const tableOf = (line: Line): string => ('table' in line ? line.table : '')
+
+/** A process that was killed may have written down a row in the journal of its walk alone. Until it is looked at again nobody knows what it is.
+ *  Resolves to the tables of those that found no room. */
+async function recall(path: string, open: OpenRows): Promise<readonly string[]> {
+  if (!existsSync(path)) return []
+  const why = 'it was not found equal before a restart, and has not been looked at since'
+  const doubtful: (DifferenceLine | UnsettledLine)[] = []
+  const left = new Set<string>()
   for await (const line of readJournal(path)) {
-    if (line.kind === 'end') return
-    if (line.kind === 'difference' && doubtful.length < mostOpen) doubtful.push(line)
+    if (line.kind === 'end') return []
+    if (line.kind !== 'difference' && line.kind !== 'unsettled') continue
+    if (doubtful.length < mostOpen) doubtful.push(line)
+    else left.add(line.table)
   }
-  for (const { table, key, firstSeen } of doubtful)
-    open.saw({ verdict: 'unknown', table, key, columns: [], why }, firstSeen)
+  for (const { table, key } of doubtful)
+    if (!open.saw({ verdict: 'unknown', table, key, columns: [], why }, Date.now())) left.add(table)
+  return [...left]
 }
 
 /** For one walk: counts its time alone, and each piece as so many rows. */

@@ -40,6 +40,8 @@ export interface OpenRows {
 }
 
 export const mostOpen = 500
+/** Of a row without a key its whole text is the key. */
+const longestName = 8_192
 
 export function openRows({ rows, more }: OpenState = { rows: [], more: { ofWalk: 0, since: 0 } }): OpenRows {
   const open = new Map(rows.map((row) => [nameOf(row), row]))
@@ -53,7 +55,7 @@ export function openRows({ rows, more }: OpenState = { rows: [], more: { ofWalk:
         return true
       }
       if (known === undefined) {
-        if (open.size >= mostOpen) {
+        if (open.size >= mostOpen || name.length > longestName) {
           if (sight.verdict === 'different') since++
           return sight.verdict === 'different'
         }

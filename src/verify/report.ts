@@ -91,6 +91,8 @@ export function verdictOf({ tables, end }: Report): Verdict {
 export type Verified = {
   readonly verdict: Verdict
   readonly why?: string
+  /** One of those that a continuous verification makes. */
+  readonly walk?: true
   readonly began: number
   readonly ended: number
   readonly tables: number
@@ -108,13 +110,19 @@ export async function readVerified(store: StateStore, signal: AbortSignal): Prom
 }
 
 /** For whoever holds the lease of the verification. */
-export async function keepSummary(store: StateStore, report: Report, signal: AbortSignal): Promise<void> {
+export async function keepSummary(
+  store: StateStore,
+  report: Report,
+  walk: boolean,
+  signal: AbortSignal,
+): Promise<void> {
   const { begin, tables, end } = report
   if (end === undefined) return
   const sum = (count: (table: TableReport) => number): number => tables.reduce((all, table) => all + count(table), 0)
   const verified: Verified = {
     verdict: end.verdict,
     ...(end.why !== undefined && { why: end.why }),
+    ...(walk && { walk }),
     began: begin.at,
     ended: end.at,
     tables: tables.length,

@@ -126,7 +126,7 @@ export async function verifyTables(
   await journal.append([end])
   summarise(report, end)
   watch(report)
-  await keepSummary(store, report, signal)
+  await keepSummary(store, report, controls.heard !== undefined, signal)
   return report
 }
 

@@ -58,7 +58,15 @@ export async function readVerification(store: StateStore, signal: AbortSignal): 
   }
   const coverage = coverageOf(continuous, await readCovers(store, signal))
   const tables = (await registeredTables(store, signal)).map(({ schema }) => tableName(schema.table))
-  return { standing: standing(coverage, tables), last, continuous }
+  return { standing: beside(standing(coverage, tables), last), last, continuous }
+}
+
+/** Rows that somebody else's verification named are not the continuous one's, which tells of them once it has read all behind it. */
+function beside(now: Standing, last: Verified | undefined): Standing {
+  if (last === undefined || last.walk === true || last.differences === 0 || now.verdict === 'different') return now
+  if ((now.oldest ?? 0) > last.ended) return now
+  const why = `crossfade verify found ${last.differences} ${last.differences === 1 ? 'row' : 'rows'} different, and not everything was read again since`
+  return { ...now, verdict: 'different', why }
 }
 
 /** Of some tables alone it says nothing about the whole, unless they differ. */

@@ -40,6 +40,7 @@ describe('continuous verification', needs('pg'), () => {
     assert.match(text.stdout, /verified +✗ different/)
     assert.match(text.stdout, /public\.thing \(7\) differs in large/)
     await sql(pipeline.target, `update thing set large = repeat(id::text, 3000) where id in (7, 8)`)
+    await sql(pipeline.source, `update thing set name = 'touched again' where id = 7`)
     await until(async () => await unlessKept(pipeline, []), { seconds: 40, worker })
     assert.equal((await toldBy(pipeline))?.verdict, 'equal')
     const stopping = performance.now()

@@ -54,6 +54,13 @@ describe('rows that differ', () => {
     assert.deepEqual(next.state.more, { ofWalk: 0, since: 0 })
   })
 
+  it('with a key that is as large as a whole row find no room', () => {
+    const rows = openRows()
+    assert.equal(rows.saw(doubtful('x'.repeat(10_000)), 1), false)
+    assert.equal(rows.saw(differs('x'.repeat(10_000)), 1), true)
+    assert.deepEqual(rows.state, { rows: [], more: { ofWalk: 0, since: 1 } })
+  })
+
   it('go with their table', () => {
     const rows = openRows()
     rows.saw(differs('1'), 1)
