@@ -145,11 +145,11 @@ ${rows.join('\n')}
 | Exit | Meaning |
 |---|---|
 | 0 | done; with \`run\` also: stopped cleanly by a signal |
-| 1 | failed, or blocked |
+| 1 | failed, or blocked; of \`verify\` and \`repair\` only: something differs |
 | 2 | usage or configuration |
-| 3 | something could not be checked, so nothing is proved |
+| 3 | something could not be checked or verified, so nothing is proved |
 | 5 | a server cannot be reached, or a right is missing |
-| 130, 143 | ended at once by a second SIGINT or SIGTERM; the next run carries on where this one was |
+| 130, 143 | ended at once by a second SIGINT or SIGTERM, \`verify\` and \`repair\` by the first; the next one carries on where this one was |
 `
 }
 
