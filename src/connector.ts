@@ -13,6 +13,7 @@ import type {
   Message,
   Position,
   Range,
+  ShapeEntry,
   Start,
   TableCopy,
   TableId,
@@ -42,11 +43,9 @@ export type TableFilter = (table: TableId, within?: readonly TableId[]) => boole
 export interface TableReader extends AsyncDisposable {
   /** Ranges of about `rows` rows; a single one where keys cannot be ranged. */
   ranges(schema: TableSchema, rows: number, signal: AbortSignal): Promise<readonly Range[]>
-  /** Parts of a range, of about `rows` rows each; where its key cannot be ranged they are few, as each is found by reading the whole table. The range
-   *  itself where it is not worth it. */
+  /** Parts of a range, of about `rows` rows each; few where its key cannot be ranged, as each costs a look at all rows; itself where not worth it. */
   split(schema: TableSchema, range: Range, rows: number, signal: AbortSignal): Promise<readonly Range[]>
-  /** Rows of a range, by key where there is one. Lent until the next pull. Like `frames` a transaction of its own; TABLE_REWRITTEN if the table is
-   *  not the one the snapshot saw (H4). */
+  /** Rows of a range, by key where there is one, lent until the next pull. As `frames` a transaction; TABLE_REWRITTEN if not the snapshot's table (H4). */
   rows(schema: TableSchema, range: Range, signal: AbortSignal): AsyncIterable<Rows>
   /** The rows of these keys in the same order; an empty image and version '' where there is none. Equal versions: the same row version. */
   lookup(schema: TableSchema, keys: Rows, signal: AbortSignal): Promise<Rows & { readonly versions: readonly string[] }>
@@ -80,10 +79,15 @@ export interface ChangeStream extends AsyncIterable<SourceEvent>, AsyncDisposabl
   demandHeld?(published: Position): Promise<void>
 }
 export type Ddl = { readonly dialect: string; readonly content: Uint8Array; readonly notCopied: readonly string[] }
-/** Changes come from here. Nothing retries inside: after a rejection the core disposes of it and opens a new one. */
-export interface Source extends AsyncDisposable {
+/** What either end is asked alike. */
+export interface End extends AsyncDisposable {
   /** Tells the running database from every other: the same text at both ends is the same database. */
   identity?(signal: AbortSignal): Promise<string>
+  /** What those of the source's tables that are there, by their names, consist of. */
+  shape?(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly ShapeEntry[]>
+}
+/** Changes come from here. Nothing retries inside: after a rejection the core disposes of it and opens a new one. */
+export interface Source extends End {
   /** `startAt`: as `adopt` will be asked to. */
   check(filter: TableFilter, signal: AbortSignal, startAt?: string): Promise<readonly Finding[]>
   tables(filter: TableFilter, signal: AbortSignal): Promise<readonly TableSchema[]>
@@ -119,9 +123,7 @@ export interface Source extends AsyncDisposable {
   release(signal: AbortSignal): Promise<void>
 }
 /** Changes go here. Every call may be repeated with the same arguments. */
-export interface Sink extends AsyncDisposable {
-  /** As of a source. */
-  identity?(signal: AbortSignal): Promise<string>
+export interface Sink extends End {
   check(tables: readonly TableSchema[], signal: AbortSignal, about?: AboutSource): Promise<readonly Finding[]>
   /** A blocker for each of these tables that holds rows already: a first copy would collide or mix with them. */
   occupied?(tables: readonly TableSchema[], signal: AbortSignal): Promise<readonly Finding[]>

@@ -159,6 +159,40 @@ export type Message = {
   readonly prefix: string
   readonly content: Uint8Array
 }
+/** What tables are made of. A `parent`: what a table is a partition or a child of. */
+export type ShapeKind =
+  | 'table'
+  | 'column'
+  | 'unique'
+  | 'exclusion'
+  | 'check'
+  | 'foreign key'
+  | 'index'
+  | 'sequence'
+  | 'trigger'
+  | 'rule'
+  | 'policy'
+  | 'parent'
+  | 'type'
+  | 'extension'
+  | 'collation'
+/** One object at one end. Every text is such that objects made alike have the same one at both ends, whatever their versions. */
+export type ShapeEntry = {
+  readonly kind: ShapeKind
+  /** As `tableName` has it; '': of none in particular. */
+  readonly table: string
+  readonly name: string
+  /** Objects that mean the same are the same, whatever they are called. Absent: the name tells which is which. */
+  readonly means?: string
+  /** For people: how the object is defined, in the words of its own end. */
+  readonly text: string
+  /** What else may differ, by names that src/verify/shapes.ts knows; absent is the same as ''. `shown`: where people are told other words. */
+  readonly parts: Readonly<Record<string, string>>
+  readonly shown?: Readonly<Record<string, string>>
+  /** The table that the object is inherited from, which has the same. */
+  readonly of?: string
+}
+
 /** Prefix of a message that asks for a watermark at its place: the core's heartbeat. A source yields one of its own, without content, when its server
  *  wants to know that all is safe (it is shutting down). */
 export const heartbeatPrefix = 'crossfade.heartbeat'

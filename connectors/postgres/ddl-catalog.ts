@@ -159,7 +159,14 @@ export async function selectCollations(
   return rows
 }
 
-export type ColumnExtra = { table: number; attnum: number; collation: string | null; missing: string | null }
+export type ColumnExtra = {
+  table: number
+  attnum: number
+  collation: string | null
+  missing: string | null
+  /** NOT NULL holds for new rows only. */
+  unproved: boolean
+}
 /** Collations other than the type's own, and what defaults and generated columns need. */
 export async function selectColumnExtras(
   client: pg.ClientBase,
@@ -168,7 +175,9 @@ export async function selectColumnExtras(
   const { rows } = await client.query<ColumnExtra>(
     `select a.attrelid as "table", a.attnum,
             case when a.attcollation <> t.typcollation then format('%I.%I', cn.nspname, c.collname) end as collation,
-            case when f.oid is not null then ${needs('pg_attrdef', 'f.oid')} end as missing
+            case when f.oid is not null then ${needs('pg_attrdef', 'f.oid')} end as missing,
+            exists (select from pg_constraint k where k.conrelid = a.attrelid and k.contype = 'n' and not k.convalidated
+                       and k.conkey = array[a.attnum]) as unproved
        from pg_attribute a join pg_type t on t.oid = a.atttypid
        left join pg_collation c on c.oid = a.attcollation left join pg_namespace cn on cn.oid = c.collnamespace
        left join pg_attrdef f on f.adrelid = a.attrelid and f.adnum = a.attnum
@@ -204,6 +213,9 @@ export type ConstraintRow = {
   def: string
   index: number
   local: boolean
+  validated: boolean
+  /** Also where it was made for the table itself first. */
+  inherited: boolean
   target: number
   missing: string | null
 }
@@ -214,7 +226,7 @@ export async function selectConstraints(
 ): Promise<readonly ConstraintRow[]> {
   const { rows } = await client.query<ConstraintRow>(
     `select k.conrelid as "table", k.contype as kind, k.conname as name, pg_get_constraintdef(k.oid) as def, k.conindid as index,
-            k.conislocal as local, k.confrelid as target,
+            k.conislocal as local, k.convalidated as validated, k.coninhcount > 0 or k.conparentid <> 0 as inherited, k.confrelid as target,
             coalesce(${needs('pg_constraint', 'k.oid')}, case when k.contype <> 'f' then ${needs('pg_class', 'k.conindid')} end) as missing
        from pg_constraint k
       where k.conrelid = any($1::oid[]) and k.contype in ('p', 'u', 'x', 'c', 'f') and (k.contype <> 'f' or k.conparentid = 0)
@@ -224,26 +236,40 @@ export async function selectConstraints(
   return rows
 }
 
-export type PlainIndexRow = {
+export type TableIndexRow = {
   table: number
   schema: string
   name: string
   def: string
+  /** What of `def` does not name anything. */
+  using: string
+  unique: boolean
+  valid: boolean
+  /** The kind of the constraint that it stands for (p, u, x). */
+  constraint: string | null
+  deferrable: 'no' | 'immediate' | 'deferred'
+  inherited: boolean
   partitioned: boolean
   identity: boolean
   missing: string | null
 }
-/** Indexes that no constraint stands for. */
 export async function selectIndexes(
   client: pg.ClientBase,
   tables: readonly number[],
-): Promise<readonly PlainIndexRow[]> {
-  const { rows } = await client.query<PlainIndexRow>(
-    `select i.indrelid as "table", n.nspname as schema, c.relname as name, pg_get_indexdef(i.indexrelid) as def,
+): Promise<readonly TableIndexRow[]> {
+  const { rows } = await client.query<TableIndexRow>(
+    `select i.indrelid as "table", n.nspname as schema, c.relname as name, d.def,
+            right(d.def, -length(format('CREATE %sINDEX %I ON %s%I.%I USING ', case when i.indisunique then 'UNIQUE ' end, c.relname,
+                                        case when c.relkind = 'I' then 'ONLY ' end, tn.nspname, t.relname))) as using,
+            i.indisunique as unique, i.indisvalid as valid, k.contype as constraint,
+            case when k.condeferred then 'deferred' when k.condeferrable then 'immediate' else 'no' end as deferrable,
+            exists (select from pg_inherits h where h.inhrelid = i.indexrelid) as inherited,
             c.relkind = 'I' as partitioned, i.indisreplident as identity, ${needs('pg_class', 'i.indexrelid')} as missing
        from pg_index i join pg_class c on c.oid = i.indexrelid join pg_namespace n on n.oid = c.relnamespace
-      where i.indrelid = any($1::oid[]) and i.indisvalid
-        and not exists (select from pg_constraint k where k.conindid = i.indexrelid and k.contype in ('p', 'u', 'x'))
+       join pg_class t on t.oid = i.indrelid join pg_namespace tn on tn.oid = t.relnamespace
+       cross join lateral pg_get_indexdef(i.indexrelid) d (def)
+       left join pg_constraint k on k.conindid = i.indexrelid and k.conrelid = i.indrelid and k.contype in ('p', 'u', 'x')
+      where i.indrelid = any($1::oid[]) and i.indislive and d.def is not null
       order by c.relname collate "C"`,
     [tables],
   )

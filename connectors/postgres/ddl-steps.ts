@@ -1,5 +1,5 @@
 import { tableName, type TableId } from '../../src/model.ts'
-import type { ColumnExtra, ConstraintRow, PlainIndexRow, SequenceRow, TableExtra } from './ddl-catalog.ts'
+import type { ColumnExtra, ConstraintRow, TableIndexRow, SequenceRow, TableExtra } from './ddl-catalog.ts'
 import type { Step } from './ddl.ts'
 import { ident, literal, qualified } from './queries.ts'
 import type { CatalogColumn, CatalogTable } from './schema.ts'
@@ -77,7 +77,7 @@ export function constraintSteps(from: Definitions, rows: readonly ConstraintRow[
   })
 }
 
-export function indexSteps(from: Definitions, rows: readonly PlainIndexRow[]): readonly Step[] {
+export function indexSteps(from: Definitions, rows: readonly TableIndexRow[]): readonly Step[] {
   // Without ONLY the partitions' own indexes, made before, are attached to it.
   const only = /^(CREATE (?:UNIQUE )?INDEX (?:"(?:[^"]|"")*"|\S+) ON) ONLY /
   return rows.flatMap((row): Step[] => {

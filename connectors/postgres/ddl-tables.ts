@@ -63,7 +63,7 @@ export async function tableSections(client: pg.ClientBase, leaves: readonly Cata
   const leavesFirst = (a: { readonly table: number }, b: { readonly table: number }): number =>
     depth(a.table) - depth(b.table)
   const constraints = (await selectConstraints(client, oids)).toSorted(leavesFirst)
-  const indexes = await selectIndexes(client, oids)
+  const indexes = (await selectIndexes(client, oids)).filter((row) => row.valid && row.constraint === null)
   const others = constraints.filter((row) => !isKey(row, byOid))
   const elsewhere = [...types.schemas, ...[...named, ...collations].map((row) => row.schema)]
 

@@ -85,15 +85,22 @@ type AttributeRow = {
   deterministic: boolean | null
   version: string | null
 }
+/** Provider and actual version of collation `c`, in SQL beside the database `d`. The server keeps the default collation's provider with the database; 14
+ *  knows only libc there, and not its version. */
+export function collationFacts(version: number): { readonly provider: string; readonly version: string } {
+  const [provider, actual] =
+    version >= 150_000 ? ['d.datlocprovider', 'pg_database_collation_actual_version(d.oid)'] : [`'c'`, 'null']
+  return {
+    provider: `case when c.oid = 100 then ${provider} else c.collprovider end`,
+    version: `case when c.oid = 100 then ${actual} when c.oid is not null then pg_collation_actual_version(c.oid) end`,
+  }
+}
 /** Columns that are not dropped. `cast_type` implies no length: -1, unlike null, never prints as character(1) or bit(1). */
 export async function selectAttributes(
   client: pg.ClientBase,
   tables: readonly number[],
 ): Promise<readonly AttributeRow[]> {
-  // The server keeps the default collation's provider with the database; 14 knows only libc there.
-  const versionNumber = await serverVersion(client)
-  const provider = versionNumber >= 150000 ? 'd.datlocprovider' : `'c'`
-  const version = versionNumber >= 150000 ? 'pg_database_collation_actual_version(d.oid)' : 'null'
+  const { provider, version } = collationFacts(await serverVersion(client))
   const { rows } = await client.query<AttributeRow>(
     // Of the types that occur only: what the server guesses about all of them makes it compare each with each column.
     `with recursive base (type, base) as (
@@ -106,8 +113,7 @@ export async function selectAttributes(
             a.attmissingval::text as missing, pg_get_expr(f.adbin, f.adrelid) as default,
             case when c.oid = 100 then d.datcollate when c.oid is not null
                  then format('%I.%I', cn.nspname, c.collname) end as collation,
-            case when c.oid = 100 then ${provider} else c.collprovider end as provider, c.collisdeterministic as deterministic,
-            case when c.oid = 100 then ${version} when c.oid is not null then pg_collation_actual_version(c.oid) end as version
+            ${provider} as provider, c.collisdeterministic as deterministic, ${version} as version
        from pg_attribute a
        join base b on b.type = a.atttypid join pg_type bt on bt.oid = b.base and bt.typtype <> 'd'
        join pg_database d on d.datname = current_database()

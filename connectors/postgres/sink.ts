@@ -14,6 +14,7 @@ import { openLane } from './lane.ts'
 import { prepareSession, session, targetTables, type Targets } from './lane-session.ts'
 import { selectIdentity } from './queries.ts'
 import { openReader } from './reader.ts'
+import { readShape } from './shape-of.ts'
 import {
   insertCheckpoints,
   migrate,
@@ -36,6 +37,7 @@ export async function openSink(config: PostgresConfig, context: Context, signal:
   await control.use(signal, async () => {})
   return {
     identity: async (given) => await control.use(given, async (client) => await selectIdentity(client)),
+    shape: async (tables, given) => await readShape(config, pipeline, tables, given),
     check: async (tables, given, about) =>
       await control.use(given, async (client) => await checkTarget(client, tables, about, pipeline)),
     occupied: async (tables, given) => await control.use(given, async (client) => await checkOccupied(client, tables)),

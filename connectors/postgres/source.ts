@@ -20,6 +20,7 @@ import { takeOverMs } from './retain.ts'
 import { openRetention } from './retention.ts'
 import { tableHistory } from './history.ts'
 import { readCatalog, tableSchema } from './schema.ts'
+import { readShape } from './shape-of.ts'
 import { freeSlot, openSlot } from './slots.ts'
 import {
   emitMessage,
@@ -171,6 +172,7 @@ export async function openSource(
     },
     reader: (at, signal) => openReader(config, at, pipeline, signal),
     changes,
+    shape: async (tables, signal) => await readShape(config, pipeline, tables, signal),
     identity: async (signal) => await ask(selectIdentity(control), signal),
     async emit(prefix, content, signal) {
       await retention.checkNowAndThen(signal)

@@ -1,6 +1,7 @@
 import { styleText } from 'node:util'
 import type { Finding } from '../connector.ts'
 import { codes, type ErrorCode, type Facts, type Failure } from '../errors.ts'
+import type { Verdict } from '../verify/journal.ts'
 import { pad, printable, widthOf, wrap } from './format.ts'
 
 export type Style = Parameters<typeof styleText>[0]
@@ -14,6 +15,19 @@ export function paintFor(stream: NodeJS.WritableStream): Paint {
 }
 
 export const glyphs = { good: '●', idle: '◌', busy: '◐', warning: '▲', bad: '✗', unknown: '?', rest: '‖' } as const
+
+export const words: Readonly<
+  Record<Verdict, { readonly glyph: string; readonly style: Style; readonly word: string }>
+> = {
+  equal: { glyph: glyphs.good, style: 'green', word: 'equal' },
+  different: { glyph: glyphs.bad, style: 'red', word: 'different' },
+  unknown: { glyph: glyphs.unknown, style: 'yellow', word: 'not verified' },
+}
+
+export function verdictText(verdict: Verdict, paint: Paint): string {
+  const { glyph, style, word } = words[verdict]
+  return paint(style, `${glyph} ${word}`)
+}
 
 /** An error in its one layout: code, object, observed and needed, effect, next step. Ends with a line feed. */
 export function renderFailure({ code, facts }: Pick<Failure, 'code' | 'facts'>, width: number, paint: Paint): string {

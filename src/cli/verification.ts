@@ -2,7 +2,7 @@ import type { OpenRow } from '../verify/open-rows.ts'
 import type { Verification, Watched } from '../verify/watched.ts'
 import { formatCount, formatSeconds, pad, printable, shorten, wrap } from './format.ts'
 import type { Paint } from './report.ts'
-import { verdictText } from './verify.ts'
+import { verdictText } from './report.ts'
 
 /** Rows that differ, of those that are told by a status; all are in its JSON. */
 const shown = 5
@@ -23,8 +23,9 @@ export function renderVerification(
   const say = (text: string): void => void lines.push(...wrap(text, width - 11).map((line) => field('', line)))
   if (standing.why !== undefined) say(printable(standing.why))
   if (last !== undefined) {
-    const { ended, rows, tables, differences, unsettled, verdict } = last
+    const { ended, rows, tables, differences, unsettled, verdict, shapes } = last
     const found = [
+      ...(shapes === 'different' ? ['their definitions differ'] : []),
       ...(differences > 0 ? [`${formatCount(differences)} differed`] : []),
       ...(unsettled > 0 ? [`${formatCount(unsettled)} unsettled`] : []),
     ]

@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs'
-import { InvalidArgumentError, type Command } from 'commander'
+import { InvalidArgumentError, Option, type Command } from 'commander'
 import { defaultFile } from '../config/load-config.ts'
 import type { PipelineConfig } from '../config/pipeline-config.ts'
 import { tableFilter } from '../config/table-pattern.ts'
@@ -64,15 +64,17 @@ type Flags = {
   readonly showValues?: boolean
   readonly fresh?: boolean
   readonly continuous?: boolean
+  readonly only?: 'schema' | 'data'
 }
 
 /** `verify` and `verify report`. */
 export function verifyCommand(program: Command, begin: Begin): void {
   const verify = program
     .command('verify')
-    .description('compare both ends row by row, also while it runs; equal only if all of it is')
+    .description('compare both ends, definitions and rows, also while it runs; equal only if all of it is')
     .argument('[file]', 'configuration', defaultFile)
     .option('--table <pattern>', 'only tables that match, such as public.order*; may be given again', each)
+    .addOption(new Option('--only <part>', 'only what tables are made of, or only rows').choices(['schema', 'data']))
     .option('--jobs <count>', 'parts compared at once, each with a connection to each end', count(1, 64), 4)
     .option('--rate <rows>', 'rows read at the source a second, at most', count(1, 1e9))
     .option('--max-load <sessions>', 'wait while more sessions of others are at work at the source', count(0, 1e6))
@@ -180,6 +182,7 @@ async function compare(call: Call, flags: Flags): Promise<number> {
     readMs: flags.maxRead * 1000,
     withValues: flags.showValues ?? false,
     fresh: flags.fresh ?? false,
+    only: flags.only,
   }
   const line = progressLine(call)
   let last: Report | undefined

@@ -1,22 +1,13 @@
 import { verdictOf, type Report, type TableReport } from '../verify/report.ts'
 import type { DifferenceLine, Verdict } from '../verify/journal.ts'
+import { renderShapes } from './shapes.ts'
 import type { RepairReport, RepairTable } from '../verify/repair.ts'
 import { codes, type ErrorCode } from '../errors.ts'
 import { formatCount, formatSeconds, formatShort, pad, printable, shorten, widthOf, wrap } from './format.ts'
-import { glyphs, type Paint, type Style } from './report.ts'
+import { glyphs, verdictText, words, type Paint } from './report.ts'
 
-const words: Readonly<Record<Verdict, { readonly glyph: string; readonly style: Style; readonly word: string }>> = {
-  equal: { glyph: glyphs.good, style: 'green', word: 'equal' },
-  different: { glyph: glyphs.bad, style: 'red', word: 'different' },
-  unknown: { glyph: glyphs.unknown, style: 'yellow', word: 'not verified' },
-}
 /** Exit codes of a verification. */
 export const exitOf: Readonly<Record<Verdict, number>> = { equal: 0, different: 1, unknown: 3 }
-
-export function verdictText(verdict: Verdict, paint: Paint): string {
-  const { glyph, style, word } = words[verdict]
-  return paint(style, `${glyph} ${word}`)
-}
 
 type Shown = { readonly width: number; readonly typed: string }
 /** Lines of tables that are equal, of others, and of differences: of a table and in all. The rest is counted. */
@@ -24,10 +15,14 @@ const most = { equal: 20, others: 40, ofTable: 5, differences: 30 } as const
 
 /** `crossfade verify` and `verify report`. Ends with a line feed. */
 export function renderReport(report: Report, shown: Shown, paint: Paint): string {
-  const { begin, tables, end } = report
+  const { begin, tables, shapes, end } = report
   const { width, typed } = shown
   const verdict = verdictOf(report)
   const lines = [`${paint('bold', begin.pipeline)}  ${verdictText(verdict, paint)}`]
+  if (tables.length === 0) {
+    lines.push('  rows were not compared', '', ...renderShapes(shapes, shown, paint))
+    return `${lines.join('\n')}\n`
+  }
   const ended = end?.at ?? report.chunks.at(-1)?.at ?? begin.at
   const heldBack =
     end === undefined || end.throttledMs < 1000 ? '' : `, ${formatSeconds(end.throttledMs / 1000)} of it held back`
@@ -45,6 +40,7 @@ export function renderReport(report: Report, shown: Shown, paint: Paint): string
       `  ${paint('yellow', `${counted(begin.others, 'other table')} of the pipeline ${begin.others === 1 ? 'was' : 'were'} not asked for`)}`,
     )
   lines.push('', ...renderTables(tables, shown, paint), ...renderDifferences(report, shown, paint))
+  lines.push('', ...renderShapes(shapes, shown, paint))
   if (tables.some(differs)) lines.push('', `  ${paint('dim', 'next')} ${paint('cyan', `${typed} repair --dry-run`)}`)
   return `${lines.join('\n')}\n`
 }
@@ -244,7 +240,7 @@ export const rowsRead = ({ tables }: Report): number => total(tables, ({ source 
 
 /** The document of `verify --json` and `verify report --json`. `all`: the differences. */
 export function reportJson(report: Report, all: readonly DifferenceLine[]): unknown {
-  const { begin, tables, end } = report
+  const { begin, tables, shapes, end } = report
   return {
     v: 1,
     pipeline: begin.pipeline,
@@ -263,6 +259,10 @@ export function reportJson(report: Report, all: readonly DifferenceLine[]): unkn
       ...counts,
     })),
     differences: all.map(differenceJson),
+    shapes:
+      shapes === undefined
+        ? null
+        : { verdict: shapes.verdict, why: shapes.why ?? null, at: shapes.at, found: shapes.differences },
   }
 }
 

@@ -3,6 +3,7 @@ import { open, rename, type FileHandle } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { Failure } from '../errors.ts'
 import type { Position, Range } from '../model.ts'
+import type { ShapeDifference } from './shapes.ts'
 
 /** Equal, or different, or not known: nothing else counts as verified. */
 export type Verdict = 'equal' | 'different' | 'unknown'
@@ -24,6 +25,14 @@ export type Begin = {
   readonly tables: readonly Planned[]
   /** Tables of the pipeline that were not asked for. */
   readonly others?: number
+}
+/** What the tables are made of, compared once a run. `why`: it could not be. */
+export type ShapesLine = {
+  readonly kind: 'shapes'
+  readonly at: number
+  readonly verdict: Verdict
+  readonly why?: string
+  readonly differences: readonly ShapeDifference[]
 }
 /** A row that differs. `columns`: those in which it does, of a row that is at both ends; their values only where they were asked for. `copies`: of a row
  *  without a key, how often it is at the source and at the target. */
@@ -81,7 +90,7 @@ export type End = {
   readonly why?: string
   readonly throttledMs: number
 }
-export type Line = Begin | DifferenceLine | UnsettledLine | ChunkLine | End
+export type Line = Begin | ShapesLine | DifferenceLine | UnsettledLine | ChunkLine | End
 
 /** What a verification has found so far, on disk: appended chunk by chunk, so that one that was killed goes on behind the last. For one process at a time. */
 export interface Journal extends AsyncDisposable {

@@ -1,5 +1,5 @@
 import type { StateStore } from '../coordinate/state-store.ts'
-import type { Begin, ChunkLine, DifferenceLine, End, Line, Planned, Verdict } from './journal.ts'
+import type { Begin, ChunkLine, DifferenceLine, End, Line, Planned, ShapesLine, Verdict } from './journal.ts'
 
 /** What was found in a table. It is equal only when every range of it was read and is. */
 export type TableReport = {
@@ -21,13 +21,14 @@ export type TableReport = {
   transient: number
   rechecks: number
 }
-/** `samples`: the first differences of each table, `sampled` how many; the counts are of all. */
+/** `samples`: the first differences of each table, `sampled` how many; the counts are of all. `shapes`: absent where only rows were asked for. */
 export type Report = {
   readonly begin: Begin
   readonly tables: readonly TableReport[]
   readonly chunks: ChunkLine[]
   readonly samples: DifferenceLine[]
   readonly sampled: Map<string, number>
+  shapes?: ShapesLine
   end?: End
 }
 
@@ -67,7 +68,8 @@ export function summarise(report: Report, line: Line): void {
     report.chunks.push(line)
     const table = report.tables.find((one) => one.table === line.table)
     if (table !== undefined) addChunk(table, line)
-  } else if (line.kind === 'end') report.end = line
+  } else if (line.kind === 'shapes') report.shapes = line
+  else if (line.kind === 'end') report.end = line
 }
 
 function addChunk(table: TableReport, chunk: ChunkLine): void {
@@ -82,9 +84,9 @@ function addChunk(table: TableReport, chunk: ChunkLine): void {
 }
 
 /** Of the whole: only its end says that it is equal. */
-export function verdictOf({ tables, end }: Report): Verdict {
+export function verdictOf({ tables, shapes, end }: Report): Verdict {
   if (end !== undefined) return end.verdict
-  return tables.some(({ verdict }) => verdict === 'different') ? 'different' : 'unknown'
+  return [shapes, ...tables].some((one) => one?.verdict === 'different') ? 'different' : 'unknown'
 }
 
 /** What a pipeline's status, and whoever decides about it, is told of its last verification. Times in ms since 1970. */
@@ -101,6 +103,8 @@ export type Verified = {
   readonly rows: number
   readonly differences: number
   readonly unsettled: number
+  /** Of the tables' definitions; absent where they were not compared. */
+  readonly shapes?: Verdict
 }
 
 const key = 'verified'
@@ -116,7 +120,7 @@ export async function keepSummary(
   walk: boolean,
   signal: AbortSignal,
 ): Promise<void> {
-  const { begin, tables, end } = report
+  const { begin, tables, shapes, end } = report
   if (end === undefined) return
   const sum = (count: (table: TableReport) => number): number => tables.reduce((all, table) => all + count(table), 0)
   const verified: Verified = {
@@ -130,6 +134,7 @@ export async function keepSummary(
     rows: sum(({ source }) => source),
     differences: sum(({ onlySource, onlyTarget, different }) => onlySource + onlyTarget + different),
     unsettled: sum(({ unsettled }) => unsettled),
+    ...(shapes !== undefined && { shapes: shapes.verdict }),
   }
   const stored = await store.get(key, signal)
   await store.put(key, verified, stored?.revision ?? 0, signal)

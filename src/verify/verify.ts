@@ -24,9 +24,11 @@ import {
   type Journal,
   type Line,
   type Planned,
+  type ShapesLine,
 } from './journal.ts'
 import { joined, workOf } from './plan.ts'
 import { emptyReport, keepSummary, summarise, type Report } from './report.ts'
+import { settleShapes, shapeLimits } from './settle-shapes.ts'
 import { stillness, withCause, type Witness } from './settle.ts'
 import { throttle, type Limits, type Throttle } from './throttle.ts'
 import { told } from './told.ts'
@@ -43,6 +45,8 @@ export type VerifyOptions = Limits & {
   readonly withValues: boolean
   /** Does not go on with a verification that was interrupted. */
   readonly fresh: boolean
+  /** What is compared; absent: what the tables are made of, and their rows. */
+  readonly only?: 'schema' | 'data' | undefined
 }
 type Controls = { readonly signal: AbortSignal; readonly watch: (report: Report) => void }
 
@@ -61,7 +65,8 @@ export function journalPath(config: PipelineConfig): string {
 }
 
 /** Compares both ends of a pipeline, which may be running: what differs is told once it is certain that it is not under way. Goes on where one that was
- *  killed has stopped. VERIFY_RUNNING if another process does it; rejects also when the signal aborts, with the journal left to go on from. */
+ *  killed has stopped. VERIFY_RUNNING if another process does it; rejects also when the signal aborts, with the journal left to go on from. With
+ *  `only: schema` nothing is written or kept, and others may verify meanwhile. */
 export async function verifyPipeline(
   config: PipelineConfig,
   connectors: Connectors,
@@ -71,15 +76,19 @@ export async function verifyPipeline(
 ): Promise<Report> {
   const parts = await partsOf(config, connectors, log)
   await using store = await parts.store(signal)
-  await using lease = await leases(store, thisProcess(), { hasEnded }).tryAcquire('verify', leaseMs, signal)
-  if (lease === undefined) throw new Failure('VERIFY_RUNNING', { object: config.name })
-  const under = AbortSignal.any([signal, lease.signal])
+  const free = options.only === 'schema'
+  await using lease = free
+    ? undefined
+    : await leases(store, thisProcess(), { hasEnded }).tryAcquire('verify', leaseMs, signal)
+  if (lease === undefined && !free) throw new Failure('VERIFY_RUNNING', { object: config.name })
+  const under = AbortSignal.any([signal, ...(lease === undefined ? [] : [lease.signal])])
   await using source = await parts.source(store, under)
   await using sink = await parts.sink(under)
   const still = (await store.get('complete', under)) !== undefined
   const witness = still ? stillness(async (signal) => await source.visible(signal)) : witnessOf(source, sink, store)
   const limits = throttle(options, source.load && (async (signal) => (await source.load?.(signal)) ?? 0))
   const through = { source, sink, store, witness, limits }
+  if (free) return await verifyShapes(config, through, options, under)
   return await verifyTables(config, through, options, { path: journalPath(config), signal: under, watch })
 }
 
@@ -121,6 +130,11 @@ export async function verifyTables(
   await using journal = former === undefined ? await createJournal(path, report.begin) : await resumeJournal(path)
   watch(report)
   const run: Run = { ...through, ...controls, journal, report, options, schemas }
+  if (options.only !== 'data') {
+    const shapes = await shapesOf(through, schemas, options, signal)
+    await journal.append([shapes])
+    summarise(report, shapes)
+  }
   await compareAll(run, async (rows, signal) => await limits.pass(rows, signal), signal)
   const end = await judgeWhole(run, limits.waitedMs, signal)
   await journal.append([end])
@@ -130,13 +144,46 @@ export async function verifyTables(
   return report
 }
 
+/** What the tables are made of, alone. */
+async function verifyShapes(
+  config: PipelineConfig,
+  through: Through,
+  options: VerifyOptions,
+  signal: AbortSignal,
+): Promise<Report> {
+  const about = { v: 1, pipeline: config.name, withValues: false, tables: [] } as const
+  const report = emptyReport({ kind: 'begin', at: Date.now(), ...about })
+  const shapes = await shapesOf(through, await schemasOf(config, through, options, signal), options, signal)
+  summarise(report, shapes)
+  const { at, verdict, why } = shapes
+  summarise(report, { kind: 'end', at, verdict, throttledMs: 0, ...(why !== undefined && { why }) })
+  return report
+}
+
+async function shapesOf(
+  { source, sink, store, witness }: Through,
+  schemas: readonly Described[],
+  { settleMs }: VerifyOptions,
+  signal: AbortSignal,
+): Promise<ShapesLine> {
+  const streams = (await store.get('complete', signal)) === undefined
+  const live = new Map(schemas.map(({ schema, copied }) => [tableName(schema.table), copied]))
+  const all = schemas.every(({ copied }) => copied)
+  // A partitioned table has no copy of its own.
+  const situation = { streams, live: (table: string) => live.get(table) ?? all }
+  const tables = schemas.map(({ schema }) => schema)
+  const limits = { limitMs: settleMs, ...shapeLimits }
+  return await settleShapes({ source, sink }, tables, witness, situation, limits, signal)
+}
+
 type Run = Omit<Through & WalkControls, 'signal'> & {
   readonly journal: Journal
   readonly report: Report
   readonly options: VerifyOptions
   readonly schemas: readonly Described[]
 }
-export type Described = { readonly schema: TableSchema; readonly why?: string }
+/** `copied`: all its rows came once. `why`: it cannot be compared. */
+export type Described = { readonly schema: TableSchema; readonly copied: boolean; readonly why?: string }
 
 /** The pipeline's tables as the source has them now, and why one of them cannot be compared yet. */
 export async function schemasOf(
@@ -158,14 +205,13 @@ export async function schemasOf(
   const found = new Map(now.map((schema) => [tableName(schema.table), schema]))
   const live = new Set((await sink.copies(signal)).flatMap(({ table, live }) => (live ? tableName(table) : [])))
   // A full copy that is complete stays held.
-  const complete = (await store.get('complete', signal)) !== undefined
+  const all = config.mode === 'incremental' || (await store.get('complete', signal)) !== undefined
   return wanted.map(({ schema }) => {
     const name = tableName(schema.table)
     const current = found.get(name)
-    if (current === undefined) return { schema, why: 'TABLE_MISSING: no longer at the source' }
-    return config.mode === 'incremental' || complete || live.has(name)
-      ? { schema: current }
-      : { schema: current, why: 'its copy is not complete yet' }
+    const copied = all || live.has(name)
+    if (current === undefined) return { schema, copied, why: 'TABLE_MISSING: no longer at the source' }
+    return copied ? { schema: current, copied } : { schema: current, copied, why: 'its copy is not complete yet' }
   })
 }
 
@@ -335,9 +381,12 @@ async function judgeWhole({ witness, report, options }: Run, throttledMs: number
     throttledMs,
     ...(why !== undefined && { why }),
   })
+  const { shapes } = report
   const states = report.tables.map(({ verdict }) => verdict)
   if (states.includes('different')) return end('different')
+  if (shapes?.verdict === 'different') return end('different', 'the tables are not made of the same at both ends')
   if (states.includes('unknown')) return end('unknown', 'some tables could not be verified')
+  if (shapes?.verdict === 'unknown') return end('unknown', 'whether the tables are made of the same is not known')
   const limit = AbortSignal.timeout(options.settleMs)
   const until = AbortSignal.any([signal, limit])
   let waitsFor = 'a commit at the source that is in its log is not visible yet'

@@ -3,6 +3,7 @@ import type { ErrorCode } from '../errors.ts'
 import { tableName } from '../model.ts'
 import { registeredTables } from '../registry.ts'
 import { standing, type Coverage, type Standing, type Stretch, type TableCover } from './coverage.ts'
+import type { Verdict } from './journal.ts'
 import type { OpenState } from './open-rows.ts'
 import { readVerified, type Verified } from './report.ts'
 
@@ -58,7 +59,7 @@ export async function readVerification(store: StateStore, signal: AbortSignal): 
   }
   const coverage = coverageOf(continuous, await readCovers(store, signal))
   const tables = (await registeredTables(store, signal)).map(({ schema }) => tableName(schema.table))
-  return { standing: beside(standing(coverage, tables), last), last, continuous }
+  return { standing: withShapes(beside(standing(coverage, tables), last), last?.shapes), last, continuous }
 }
 
 /** Rows that somebody else's verification named are not the continuous one's, which tells of them once it has read all behind it. */
@@ -69,10 +70,19 @@ function beside(now: Standing, last: Verified | undefined): Standing {
   return { ...now, verdict: 'different', why }
 }
 
-/** Of some tables alone it says nothing about the whole, unless they differ. */
-function standingOf({ verdict, why, began, others = 0 }: Verified): Standing {
+/** Rows that are equal are not all. */
+function withShapes(rows: Standing, shapes: Verdict = 'unknown'): Standing {
+  if (shapes === 'equal' || rows.verdict !== 'equal') return rows
+  const why =
+    shapes === 'different' ? 'the tables are not made of the same' : 'what the tables are made of was not compared'
+  return { ...rows, verdict: shapes, why }
+}
+
+/** Of some tables alone, or of rows alone, it says nothing about the whole, unless they differ. */
+function standingOf({ verdict, why, began, others = 0, shapes }: Verified): Standing {
   if (verdict === 'equal' && others > 0)
     return { verdict: 'unknown', why: `${others} tables of the pipeline were not asked for`, oldest: began }
+  if (verdict === 'equal') return withShapes({ verdict, oldest: began }, shapes)
   return { verdict, ...(why !== undefined && { why }), oldest: began }
 }
 

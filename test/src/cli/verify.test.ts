@@ -72,7 +72,27 @@ const sources = readdirSync(verify)
 describe('a report', () => {
   it('names what differs first, then what is not verified and what to do about it, then what is equal', () => {
     const tables = ['public.fine', 'public.orders', 'public.later'].map((table) => planned(table))
+    const of = { kind: 'index', table: 'public.fine', name: 'fine_at', what: 'missing' } as const
     const report = reportOf(tables, [
+      {
+        kind: 'shapes',
+        at,
+        verdict: 'different',
+        differences: [
+          {
+            ...of,
+            severity: 'blocker',
+            kind: 'column',
+            name: 'at',
+            what: 'different',
+            part: 'type',
+            source: 'int',
+            target: '',
+          },
+          { ...of, severity: 'warning', source: 'btree (at)', why: 'it was\nlost' },
+          { ...of, severity: 'note', kind: 'table', name: '', what: 'added', target: 'a table' },
+        ],
+      },
       chunk('public.fine', { transient: 2 }),
       difference('public.orders'),
       difference('public.orders', { what: 'only source', key: ['a\nb', null], columns: [] }),
@@ -97,6 +117,16 @@ describe('a report', () => {
     ✗ (a\\nb, null)  is only at the source
 
   when and where each was seen: crossfade verify report --json
+
+  definitions  ✗ different  1 blocker, 1 warning, 1 note
+  ✗ column at of public.fine differs: type
+      source  int
+      target  none
+  ▲ index fine_at of public.fine is not at the target
+      source  btree (at)
+      it was
+      lost
+  · table public.fine is only at the target
 
   next crossfade repair --dry-run
 `,

@@ -17,6 +17,7 @@ describe('what a status tells of verification', () => {
       const store = memoryStore()
       const begin = { kind: 'begin', v: 1, pipeline: 'shop', at: 0, withValues: false, tables: [] } as const
       const report = emptyReport({ ...begin, ...(others > 0 && { others }) })
+      report.shapes = { kind: 'shapes', at: 1, verdict: 'equal', differences: [] }
       report.end = { kind: 'end', at: 1, verdict, throttledMs: 0 }
       await keepSummary(store, report, false, never)
       const verification = await readVerification(store, never)
@@ -44,6 +45,7 @@ describe('what a status tells of verification', () => {
         withValues: false,
         tables: [{ table: 'public.a', columns: [], key: [], ranges: [{ table, estimatedRows: 1 }] }],
       })
+      summarise(report, { kind: 'shapes', at: ended, verdict: 'equal', differences: [] })
       const counts = { source: 1, target: 1, onlySource: 0, onlyTarget: 0, different: 1, unsettled: 0, transient: 0 }
       const place = { table: 'public.a', first: 0, last: 0, at: ended }
       summarise(report, { kind: 'chunk', ...place, verdict: 'different', ...counts, rechecks: 1 })
@@ -56,5 +58,21 @@ describe('what a status tells of verification', () => {
         at: 1_000,
         rows: 1,
       })
+    })
+
+  for (const [shapes, told] of [
+    ['equal', 'equal'],
+    ['different', 'different'],
+    ['unknown', 'unknown'],
+    [undefined, 'unknown'],
+  ] as const)
+    it(`is ${told} where rows are equal and definitions are ${shapes ?? 'not compared'}`, async () => {
+      const store = memoryStore()
+      const report = emptyReport({ kind: 'begin', v: 1, pipeline: 'shop', at: 0, withValues: false, tables: [] })
+      if (shapes !== undefined) report.shapes = { kind: 'shapes', at: 1, verdict: shapes, differences: [] }
+      report.end = { kind: 'end', at: 1, verdict: 'equal', throttledMs: 0 }
+      await keepSummary(store, report, false, never)
+      const verification = await readVerification(store, never)
+      assert.equal(verification?.standing.verdict, told)
     })
 })
