@@ -40,7 +40,7 @@ const waitMs = 500
 export function followChanges(
   log: ChangeLog,
   schemas: SchemaReader,
-  { source, sink }: { readonly source: Source; readonly sink: Sink },
+  { source, sink }: { readonly source: Pick<Source, 'health'>; readonly sink: Pick<Sink, 'checkpoints'> },
   kept: Watched['changes'] | undefined,
 ): Following {
   const trail = watermarkTrail()
