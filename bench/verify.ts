@@ -93,7 +93,12 @@ type Verified = {
   readonly source: number
   readonly target: number
 }
-type Report = { readonly verdict: string; readonly began: number; readonly ended: number }
+type Report = {
+  readonly verdict: string
+  readonly began: number
+  readonly ended: number
+  readonly tables: readonly { readonly pieces: { readonly equal: number } }[]
+}
 
 /** `verify` to its end, which has to be equal. */
 async function verify(work: Workplace, args: readonly string[] = []): Promise<Report> {
@@ -194,13 +199,15 @@ async function watched<T>(
 
 async function atRate(work: Workplace, url: string, rows: number): Promise<Verifications['rate']> {
   const asked = rows / 10
-  const { looks, read } = await watched(url, async () => await verify(work, ['--rate', String(asked)]))
+  const { result, looks, read } = await watched(url, async () => await verify(work, ['--rate', String(asked)]))
+  // The first part is read at once: between the first and the last there is one part less.
+  const parts = result.tables[0]?.pieces.equal ?? 0
   const busy = looks.filter(({ working }) => working > 0)
   const seconds = ((busy.at(-1)?.at ?? 0) - (busy[0]?.at ?? 0)) / 1000
   const during = looks.filter(({ at }) => at >= (busy[0]?.at ?? 0) && at <= (busy.at(-1)?.at ?? 0))
   return {
     asked,
-    seen: read / seconds,
+    seen: (read * (parts - 1)) / parts / seconds,
     sessions: during.reduce((sum, { working }) => sum + working, 0) / during.length,
     busy: busy.length / during.length,
     samples: during.length,
