@@ -50,7 +50,12 @@ export function rangeCondition(range: Range, keyed: Keyed): string {
   const places = placesOf(keyed)
   const left = `(${places.map(({ sql }) => sql).join(', ')})`
   const parts: string[] = []
-  if (range.from !== undefined) parts.push(`${left} >= ${bound(range.from, places)}`)
+  if (range.from !== undefined) {
+    const above = `${left} >= ${bound(range.from, places)}`
+    // Of a target's key that takes NULL: such rows belong to the last range.
+    const takesNull = range.to === undefined && keyed.key.some(({ notNull }) => !notNull)
+    parts.push(takesNull ? `(${above}) is not false` : above)
+  }
   if (range.to !== undefined) parts.push(`${left} < ${bound(range.to, places)}`)
   return parts.join(' and ')
 }

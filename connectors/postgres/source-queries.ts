@@ -361,7 +361,7 @@ export async function selectUncommitted(client: pg.ClientBase, at: string): Prom
   const { rows } = await client.query<Uncommitted>(
     `with session as (
        select pid, backend_xid::text as xid, coalesce(datname <> current_database(), false) as elsewhere,
-              coalesce(state like 'idle%' or (state = 'active' and query_start > $1::timestamptz), false) as before,
+              coalesce(backend_type = 'client backend' and state like 'idle%' or (state = 'active' and query_start > $1::timestamptz), false) as before,
               coalesce(wait_event = 'SyncRep', false) as waits, coalesce(query = '<insufficient privilege>', false) as hidden
          from pg_stat_activity where pid <> pg_backend_pid() and (backend_xid is not null or coalesce(backend_type, 'client backend') ~ 'client backend|worker')
      )

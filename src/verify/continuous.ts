@@ -205,7 +205,7 @@ function attemptOf(
   }
 
   const watching = async (signal: AbortSignal): Promise<never> => {
-    await using ends = reopening(source, sink)
+    await using ends = reopening(source, sink, 60_000)
     let described = Number.NEGATIVE_INFINITY
     let budget = 0
     let rechecked = performance.now()

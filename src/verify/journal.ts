@@ -25,6 +25,8 @@ export type Begin = {
   readonly tables: readonly Planned[]
   /** Tables of the pipeline that were not asked for. */
   readonly others?: number
+  /** Which running databases were compared: another one, or one that was put back since, is another matter. */
+  readonly servers?: readonly string[]
 }
 /** What the tables are made of, compared once a run. `why`: it could not be. */
 export type ShapesLine = {

@@ -46,6 +46,42 @@ export async function settle(
   limitMs: number,
   signal: AbortSignal,
 ): Promise<readonly Settled[]> {
+  const size = await rowsAtOnce(ends, schema, suspects, signal)
+  const settled: Settled[] = []
+  for (let from = 0; from < suspects.length; from += size)
+    settled.push(...(await settleSome(ends, schema, suspects.slice(from, from + size), witness, limitMs, signal)))
+  return settled
+}
+
+/** Characters of rows that are held of one reading; four readings are at a time. */
+const mostHeld = 16 << 20
+/** Rows that are looked at to learn how large they are. */
+const sampled = 4
+
+async function rowsAtOnce(
+  ends: Ends,
+  schema: TableSchema,
+  suspects: readonly Suspect[],
+  signal: AbortSignal,
+): Promise<number> {
+  if (suspects.length <= sampled) return sampled
+  const sample = suspects.slice(0, sampled)
+  const found = [
+    ...(await readRows(ends.source, schema, sample, signal)),
+    ...(await readRows(ends.target, schema, sample, signal)),
+  ]
+  const lengths = found.map(({ row }) => row?.reduce((sum, text) => sum + (text?.length ?? 0), 0) ?? 0)
+  return Math.max(1, Math.floor(mostHeld / Math.max(1, ...lengths)))
+}
+
+async function settleSome(
+  ends: Ends,
+  schema: TableSchema,
+  suspects: readonly Suspect[],
+  witness: Witness,
+  limitMs: number,
+  signal: AbortSignal,
+): Promise<readonly Settled[]> {
   const settled: Settled[] = []
   let open = suspects
   let rechecks = 0

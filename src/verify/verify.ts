@@ -30,6 +30,7 @@ import { joined, workOf } from './plan.ts'
 import { emptyReport, keepSummary, summarise, type Report } from './report.ts'
 import { settleShapes, shapeLimits } from './settle-shapes.ts'
 import { stillness, withCause, type Witness } from './settle.ts'
+import { timed } from './timed.ts'
 import { throttle, type Limits, type Throttle } from './throttle.ts'
 import { told } from './told.ts'
 import { witnessOf } from './witness.ts'
@@ -116,14 +117,17 @@ export async function verifyTables(
   options: VerifyOptions,
   controls: WalkControls,
 ): Promise<Report> {
-  const { source, store, limits } = through
+  const { source, sink, store, limits } = through
   const { path, signal, watch } = controls
   const schemas = await schemasOf(config, through, options, signal)
   mkdirSync(config.dir, { recursive: true })
-  const former = options.fresh ? undefined : await unfinished(path, config.name, schemas, options.withValues)
+  const servers = [await source.identity?.(signal), await sink.identity?.(signal)].map((name) => name ?? '')
+  const asked = { pipeline: config.name, withValues: options.withValues, servers }
+  const former = options.fresh ? undefined : await unfinished(path, asked, schemas)
   const others = (await registeredTables(store, signal)).length - schemas.length
   const begin = async (): Promise<Begin> => ({
     ...(await plan(config.name, schemas, source, options, signal)),
+    servers,
     ...(others > 0 && { others }),
   })
   const report = former ?? emptyReport(await begin())
@@ -260,9 +264,8 @@ function describe({ table, columns, key }: TableSchema): Omit<Planned, 'ranges'>
 /** What an interrupted verification of the same tables has found so far. */
 async function unfinished(
   path: string,
-  pipeline: string,
+  { pipeline, withValues, servers }: Pick<Begin, 'pipeline' | 'withValues' | 'servers'>,
   schemas: readonly Described[],
-  withValues: boolean,
 ): Promise<Report | undefined> {
   if (!existsSync(path)) return undefined
   let report: Report | undefined
@@ -276,6 +279,7 @@ async function unfinished(
         a.table < b.table ? -1 : 1
       const same = isDeepStrictEqual(asked.toSorted(byName), begun.toSorted(byName))
       if (line.pipeline !== pipeline || line.withValues !== withValues || !same) return undefined
+      if (!isDeepStrictEqual(line.servers, servers)) return undefined
       report = emptyReport(line)
     } else if (line.kind === 'end') return undefined
     else if (report !== undefined) summarise(report, line)
@@ -295,7 +299,7 @@ async function compareAll(
   const failed = new AbortController()
   const either = AbortSignal.any([signal, failed.signal])
   const job = async (): Promise<void> => {
-    await using ends = reopening(source, sink)
+    await using ends = reopening(source, sink, options.readMs)
     for (let piece = work.take(); piece !== undefined; piece = work.take()) {
       const { table, ranges } = tables[piece.table] ?? { table: '', ranges: [] }
       const schema = byName.get(table)
@@ -345,6 +349,7 @@ async function compareAll(
 export function reopening(
   source: Source,
   sink: Sink,
+  readMs: number,
 ): AsyncDisposable & {
   using<T>(signal: AbortSignal, work: (ends: Ends) => Promise<T>): Promise<T>
 } {
@@ -358,7 +363,10 @@ export function reopening(
     async using(signal, work) {
       for (let attempt = 1; ; attempt++) {
         try {
-          ends ??= { source: await source.reader('now', signal), target: await sink.reader(signal) }
+          ends ??= {
+            source: timed(await source.reader('now', signal), readMs),
+            target: timed(await sink.reader(signal), readMs),
+          }
           return await work(ends)
         } catch (error) {
           await close()
