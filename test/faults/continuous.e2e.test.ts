@@ -123,7 +123,7 @@ describe('continuous verification without an end', needs('pg'), () => {
     await untilEqual(pipeline, worker)
     const first = pipeline.start(['verify', '--continuous'])
     await until(async () => await unlessWalked(pipeline, 1), { seconds: 60, worker: first })
-    assert.equal((await pipeline.command(['verify', '--continuous'])).code, 1, 'only one at a time')
+    assert.equal((await pipeline.command(['verify', '--continuous'])).code, 3, 'only one at a time')
     await sql(pipeline.target, 'delete from thing where id = 500')
     await until(async () => await unlessKept(pipeline, ['public.thing 500 only source ']), {
       seconds: 40,
