@@ -53,7 +53,7 @@ export async function settleShapes(
     // By what they are: when they were seen first.
     let open = since(found, new Map(), performance.now())
     while (open.size > 0) {
-      const unmet = await unmetIn(source, tables, until)
+      const unmet = situation.streams ? await unmetIn(source, tables, until) : new Set<string>()
       await witness.applied(await witness.visible(until), until)
       found = await look()
       const now = performance.now()

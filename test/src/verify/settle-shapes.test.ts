@@ -21,6 +21,7 @@ type World = {
   readonly limitMs?: number
   /** Rounds in which the stream has not met the table as it is. */
   readonly unmet?: number
+  readonly streams?: boolean
 }
 
 /** A source that changes its columns before each look, and a target that is as the source was when all was applied last. */
@@ -50,7 +51,7 @@ async function look(
         if (world.keeps !== false && rounds > (world.unmet ?? 0)) there = seen
       },
     },
-    { streams: true, live: () => true },
+    { streams: world.streams ?? true, live: () => true },
     { limitMs: world.limitMs ?? 60_000, lastsMs: 20, pollMs: 1 },
     never,
   )
@@ -90,6 +91,11 @@ describe('H20: what tables are made of', () => {
     const line = await look([made('a', 'b')], made('a'), { unmet: 50 })
     assert.deepEqual(told(line), ['equal'])
     assert.equal(line.looks, 52)
+  })
+
+  test('that no stream will bring is named, though none has met it', async () => {
+    const line = await look([made('a', 'b')], made('a'), { keeps: false, unmet: 1e9, streams: false })
+    assert.deepEqual(told(line), ['different', 'blocker b missing'])
   })
 
   test('that the changes do not bring is named at once', async () => {
