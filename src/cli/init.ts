@@ -32,6 +32,9 @@ snapshot: { parallel: 4, chunkRows: 100000, schema: auto }
 
 # Writing to the target: connections, and the most changes and bytes of one transaction.
 apply: { lanes: 4, batchRows: 2000, batchBytes: 4MiB }
+
+# Whether the running pipeline verifies itself: off | continuous. rate: rows a second that it reads at the source at most.
+verify: { schedule: off, rate: 5000 }   # maxLoad: 50 rests while more sessions of others are at work there
 `
 }
 

@@ -72,6 +72,7 @@ ddl: apply                 # apply | stop
 log: { type: kafka, brokers: ["127.0.0.1:9092"], partitions: 8, replication: 1 }
 snapshot: { parallel: 4, chunkRows: 100000, schema: auto }                          # auto | dump | tables | none
 apply: { lanes: 4, batchRows: 2000, batchBytes: 4MiB }
+verify: { schedule: continuous, rate: 8000, maxLoad: 20 }                           # off | continuous
 `)
     assert.deepEqual(warnings, [])
     assert.deepEqual(config, {
@@ -84,6 +85,7 @@ apply: { lanes: 4, batchRows: 2000, batchBytes: 4MiB }
       log: { type: 'kafka', brokers: ['127.0.0.1:9092'], partitions: 8, replication: 1, maxMessageBytes: 8 * 2 ** 20 },
       snapshot: { parallel: 4, chunkRows: 100_000, schema: 'auto' },
       apply: { lanes: 4, batchRows: 2000, batchBytes: 4 * 1024 ** 2 },
+      verify: { schedule: 'continuous', rate: 8000, maxLoad: 20 },
       dir: join(folder, '.crossfade'),
     })
   })
@@ -102,6 +104,7 @@ apply: { lanes: 4, batchRows: 2000, batchBytes: 4MiB }
         log: { type: 'embedded', dir: join(folder, '.crossfade/log'), partitions: 8, maxMessageBytes: 64 * 2 ** 20 },
         snapshot: { parallel: 4, chunkRows: 100_000, schema: 'auto' },
         apply: { lanes: 4, batchRows: 2000, batchBytes: 4 * 1024 ** 2 },
+        verify: { schedule: 'off', rate: 5000 },
         dir: join(folder, '.crossfade'),
       },
     )
