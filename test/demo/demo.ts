@@ -59,10 +59,11 @@ await during(1500, worker, 'in step')
 
 tell.chapter('verify')
 const harm = [
-  `update customer set balance = balance + 1 where id = 50000`,
-  `delete from order_line where (order_id, line) = (select order_id, line from order_line order by order_id desc, line limit 1)`,
+  `update customer set balance = balance + 1 where id = (select id from customer order by id offset 7000 limit 1) returning id`,
+  `delete from order_line where (order_id, line) = (select order_id, line from order_line order by order_id desc, line limit 1) returning line`,
 ]
-for (const statement of harm) await sql(targetUrl, statement)
+for (const statement of harm)
+  if ((await sql(targetUrl, statement)).length !== 1) throw new Error(`no row for: ${statement}`)
 tell.blow('by hand, at the target: a customer gets 1.00 more, a line of an order is deleted')
 const verdicts = [
   await crossfade('verify'),
