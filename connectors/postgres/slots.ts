@@ -3,6 +3,7 @@ import type pg from 'pg'
 import type { Snapshot } from '../../src/connector.ts'
 import { Failure } from '../../src/errors.ts'
 import { close, connect, type PostgresConfig } from './config.ts'
+import { ask } from './answer.ts'
 import { mapError, sqlState } from './errors.ts'
 import { failpoint } from '../../src/failpoint.ts'
 import { parseLsn, snapshotPosition } from './position.ts'
@@ -114,23 +115,23 @@ export async function freeSlot(
   deadline: number,
   signal: AbortSignal,
 ): Promise<void> {
+  const object = `slot ${slot}`
   for (let told = 0; ;) {
-    signal.throwIfAborted()
-    const row = await selectSlot(control, slot)
+    const row = await ask(selectSlot(control, slot), signal, object)
     const pid = row?.active_pid ?? undefined
     if (pid === undefined) return
     if (pid !== told) {
-      const name = await selectApplicationName(control, pid)
+      const name = await ask(selectApplicationName(control, pid), signal, object)
       // Gone between the two questions: asked again.
       if (name !== undefined && !name.startsWith(`crossfade ${pipeline} `)) throw inUse(slot, pid, name)
       if (name !== undefined) {
-        await terminateBackend(control, pid)
+        await ask(terminateBackend(control, pid), signal, object)
         told = pid
       }
     }
     if (performance.now() > deadline) {
       throw new Failure('SERVER_BUSY', {
-        object: `slot ${slot}`,
+        object,
         observed: `pid ${pid}, which reads it for a former worker of ours, was told to end and has not yet`,
       })
     }
