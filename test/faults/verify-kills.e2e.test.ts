@@ -145,7 +145,8 @@ describe('a verification of a large table', needs('pg'), () => {
     )
     await dying.kill9()
     const repaired = await pipeline.command(['repair', '--json'])
-    assert.equal(repaired.code, 0, repaired.stdout + repaired.stderr)
+    // Mended, and what it had not come to is not known.
+    assert.equal(repaired.code, 3, repaired.stdout + repaired.stderr)
     assert.deepEqual(await sql(target, wrong), [])
     const missing = await sql(target, `select from small where name = 'n77'`)
     const { report } = await verified(pipeline)
