@@ -1,5 +1,5 @@
 // Row images to framed Avro and back, 10 columns of about 280 bytes as a source prints them: CPU µs a row, median of 25.
-import type { Prefix } from '../src/avro/plan.ts'
+import { emptyPrefix } from '../src/avro/plan.ts'
 import type { FetchedBatch } from '../src/change-log/change-log.ts'
 import type { ChangeBatch } from '../src/rows.ts'
 import type { Form, Position, TableSchema } from '../src/model.ts'
@@ -94,16 +94,7 @@ const log: FetchedBatch = {
   end: rows,
 }
 const decoder = compileDecoder(valueSchema(schema))
-const prefix: Prefix = {
-  schemaId: 0,
-  op: 0,
-  positionStart: 0,
-  positionEnd: 0,
-  seq: 0,
-  epoch: 0,
-  committedAt: 0,
-  rest: 0,
-}
+const prefix = emptyPrefix()
 const arena = new Output(1 << 20)
 function decode(images: boolean): void {
   for (let i = 0; i < rows; i++) {

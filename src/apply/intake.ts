@@ -1,6 +1,6 @@
 import { decodeControl } from '../avro/control.ts'
 import { readPrefix } from '../avro/decoder.ts'
-import type { Decoder, Prefix } from '../avro/plan.ts'
+import { emptyPrefix, framing, type Decoder } from '../avro/plan.ts'
 import type { FetchedBatch } from '../change-log/change-log.ts'
 import { comparePositions, tableName, type Offset, type TableSchema } from '../model.ts'
 import { reserveChange, type Arrived, type Table } from './arrived.ts'
@@ -17,21 +17,10 @@ interface Intake {
 export type MissingSchema = { readonly id: number; readonly at: Offset }
 type Known = { readonly decoder: Decoder; readonly table: number }
 
-const framing = 5
-
 export function createIntake(arrived: Arrived, schemas: { decoder(id: number): Decoder | undefined }): Intake {
   const known = new Map<number, Known>()
   const dropped = { repeats: 0, zombies: 0 }
-  const prefix: Prefix = {
-    schemaId: 0,
-    op: 0,
-    positionStart: 0,
-    positionEnd: 0,
-    seq: 0,
-    epoch: 0,
-    committedAt: 0,
-    rest: 0,
-  }
+  const prefix = emptyPrefix()
   let lastId = -1
   let last: Known | undefined
 

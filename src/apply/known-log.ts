@@ -1,6 +1,6 @@
 import { decodeControl } from '../avro/control.ts'
 import { readPrefix } from '../avro/decoder.ts'
-import type { Prefix } from '../avro/plan.ts'
+import { emptyPrefix, type Prefix } from '../avro/plan.ts'
 import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
 import { asFailure, Failure } from '../errors.ts'
 import { compareMarks, partitionName, type Checkpoint, type Epoch, type Mark, type Position } from '../model.ts'
@@ -75,16 +75,7 @@ function demandExplained(checkpoint: Checkpoint, batch: FetchedBatch): void {
 
 /** Mark and epoch of the first record; undefined for one that is not ours. */
 function stampOf(batch: FetchedBatch): { readonly mark?: Mark; readonly epoch: Epoch } | undefined {
-  const prefix: Prefix = {
-    schemaId: 0,
-    op: 0,
-    positionStart: 0,
-    positionEnd: 0,
-    seq: 0,
-    epoch: 0,
-    committedAt: 0,
-    rest: 0,
-  }
+  const prefix = emptyPrefix()
   const kind = kindOf(batch, prefix)
   if (kind === 'none') return undefined
   if (kind === 'control') {

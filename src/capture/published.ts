@@ -1,6 +1,6 @@
 import { decodeControl } from '../avro/control.ts'
 import { readPrefix } from '../avro/decoder.ts'
-import type { Prefix } from '../avro/plan.ts'
+import { emptyPrefix, type Prefix } from '../avro/plan.ts'
 import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
 import { asFailure } from '../errors.ts'
 import {
@@ -60,16 +60,7 @@ export async function newestPublished(
 ): Promise<Position> {
   const own = new Map(opened.map((end) => [partitionName(end), end.offset - 1]))
   const open = ({ offset, ...at }: Offset): boolean => offset < (own.get(partitionName(at)) ?? 0)
-  const prefix: Prefix = {
-    schemaId: 0,
-    op: 0,
-    positionStart: 0,
-    positionEnd: 0,
-    seq: 0,
-    epoch: 0,
-    committedAt: 0,
-    rest: 0,
-  }
+  const prefix = emptyPrefix()
   let newest = published
   const read = (at: Place['unread'][number], batch: FetchedBatch): Place['unread'][number] => {
     let { epoch } = at

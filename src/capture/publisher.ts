@@ -1,5 +1,5 @@
 import { encodeControl } from '../avro/control.ts'
-import type { Encoder } from '../avro/plan.ts'
+import { framing, type Encoder } from '../avro/plan.ts'
 import { schemaWriter } from '../avro/schema-ids.ts'
 import type { EncodedBatch } from '../change-log/change-log.ts'
 import { controlTopic, schemasTopic, type Route } from '../change-log/topics.ts'
@@ -72,7 +72,6 @@ type Plan = {
   readonly slots: (number | undefined)[]
 }
 const fullVectorEvery = 60_000
-const framing = 5
 
 export function createPublisher(options: PublisherOptions): Publisher {
   const { pipeline, epoch, route, partitions, clock } = options

@@ -1,6 +1,6 @@
 import { decodeControl } from '../avro/control.ts'
 import { readPrefix } from '../avro/decoder.ts'
-import type { Prefix } from '../avro/plan.ts'
+import { emptyPrefix, framing } from '../avro/plan.ts'
 import type { SchemaReader } from '../avro/schema-ids.ts'
 import type { ChangeLog, FetchedBatch } from '../change-log/change-log.ts'
 import { partitionName, tableName, type Offset, type TableSchema } from '../model.ts'
@@ -26,7 +26,6 @@ export interface ChangedRows {
   seek(offsets: readonly Offset[]): void
 }
 
-const framing = 5
 /** A round reads for no longer than this many ms, once it has a row. */
 const roundMs = 1_000
 
@@ -39,16 +38,7 @@ export function changedRows(
 ): ChangedRows {
   let accepted = from
   const out = new Output(4096)
-  const prefix: Prefix = {
-    schemaId: 0,
-    op: 0,
-    positionStart: 0,
-    positionEnd: 0,
-    seq: 0,
-    epoch: 0,
-    committedAt: 0,
-    rest: 0,
-  }
+  const prefix = emptyPrefix()
   const names = new Map([...tables].map(([topic, { table }]) => [topic, tableName(table)]))
   const keys = new Map([...tables].map(([topic, schema]) => [topic, keyNames(schema)]))
 

@@ -8,8 +8,13 @@ import { readDigest, rowHash } from './digest.ts'
 export type Ends = { readonly source: TableReader; readonly target: TableReader }
 /** A row that was not seen alike at both ends. `key`: the texts of its key, or of the whole row where there is none; nothing else tells it apart. */
 export type Suspect = { readonly key: readonly (string | null)[] }
-/** Rows of the source and of the target in a range, and whether their digests agree. */
-export type Compared = { readonly source: number; readonly target: number; readonly equal: boolean }
+/** Rows of the source and of the target in a range, whether their digests agree, and both as one text: the same as long as nobody writes to the range. */
+export type Compared = {
+  readonly source: number
+  readonly target: number
+  readonly equal: boolean
+  readonly digests: string
+}
 
 /** Reads the digest of a range at both ends at once. */
 export async function compareRange(
@@ -23,7 +28,8 @@ export async function compareRange(
     async (signal) => await readDigest(source, schema, range, signal),
     async (signal) => await readDigest(target, schema, range, signal),
   )
-  return { source: at.rows, target: to.rows, equal: isEqual(at, to) }
+  const digests = [...at.sums, ...to.sums].join(' ')
+  return { source: at.rows, target: to.rows, equal: isEqual(at, to), digests }
 }
 
 function isEqual(a: Digest, b: Digest): boolean {

@@ -20,11 +20,10 @@ import { readJournal, type DifferenceLine, type Line, type UnsettledLine } from 
 import { lookAt, sightOfLine, type Look } from './look.ts'
 import { mostOpen, openRows, type OpenRows } from './open-rows.ts'
 import type { Report } from './report.ts'
-import { stillness } from './settle.ts'
 import { throttle, type Throttle } from './throttle.ts'
 import { reopening, schemasOf, verifyTables, type Through } from './verify.ts'
 import { openKeeper, readVerification, type Keeper, type Verification, type Watched } from './watched.ts'
-import { provedApplied, witnessOf } from './witness.ts'
+import { provedApplied, witnessFor } from './witness.ts'
 
 export type ContinuousOptions = {
   /** Rows of the source a second; changed rows take half of it at most. */
@@ -84,7 +83,7 @@ export async function verifyContinuously(
     await using source = await parts.source(store, under)
     await using sink = await parts.sink(under)
     const still = (await store.get('complete', under)) !== undefined
-    const witness = still ? stillness(async (signal) => await source.visible(signal)) : witnessOf(source, sink, store)
+    const witness = await witnessFor(source, sink, store, under)
     const limits = throttle(options, source.load && (async (signal) => (await source.load?.(signal)) ?? 0))
     const through: Through = { source, sink, store, witness, limits }
     const unread = still ? 'nothing changes any more' : whyUnread(parts, inside)

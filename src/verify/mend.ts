@@ -1,6 +1,7 @@
 import { appendFile } from 'node:fs/promises'
 import { userInfo } from 'node:os'
 import { compileEncoder } from '../avro/encoder.ts'
+import { framing } from '../avro/plan.ts'
 import type { Lane, Sink, Source } from '../connector.ts'
 import { asFailure } from '../errors.ts'
 import { hashRing } from '../hash-ring.ts'
@@ -192,7 +193,7 @@ function placing(
     const cells = schema.columns.map((_, column): string | null => key[schema.key.indexOf(column)] ?? null)
     out.clear()
     encoder.key(out, rowsOf([cellsOf(cells)]), 0)
-    return { topic, partition: ring.partition(out.bytes, 5, out.at) }
+    return { topic, partition: ring.partition(out.bytes, framing, out.at) }
   }
 }
 

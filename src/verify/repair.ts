@@ -11,10 +11,9 @@ import { hasEnded, thisProcess } from '../process-identity.ts'
 import { registeredTables, type Registered } from '../registry.ts'
 import { readJournal, resumeJournal, type DifferenceLine, type Line, type Verdict } from './journal.ts'
 import { openMender } from './mend.ts'
-import { stillness } from './settle.ts'
 import { journalPath } from './verify.ts'
 import { readWatched, type Watched } from './watched.ts'
-import { witnessOf } from './witness.ts'
+import { witnessFor } from './witness.ts'
 
 /** Times in ms. */
 export type RepairOptions = {
@@ -64,9 +63,9 @@ export function auditPath(config: PipelineConfig): string {
   return join(config.dir, `${config.name}.repairs.jsonl`)
 }
 
-/** Makes the target's rows that the last verification found different, or a continuous one holds to be different, what the source has, and no others. Each is written while its partition stands still,
- *  after all that was done to it at the source has been applied, and only if the source's row has not changed since; so the stream neither undoes it
- *  nor is undone. May be repeated and interrupted. Rejects with USAGE where nothing was verified. */
+/** Makes the target's rows that the last verification found different, or a continuous one holds to be different, what the source has, and no others.
+ *  Each is written while its partition stands still, after all that was done to it at the source has been applied, and only if the source's row has
+ *  not changed since; so the stream neither undoes it nor is undone. May be repeated and interrupted. Rejects with USAGE where nothing was verified. */
 export async function repairPipeline(
   config: PipelineConfig,
   connectors: Connectors,
@@ -81,8 +80,7 @@ export async function repairPipeline(
   const under = AbortSignal.any([signal, lease.signal])
   await using source = await parts.source(store, under)
   await using sink = await parts.sink(under)
-  const still = (await store.get('complete', under)) !== undefined
-  const witness = still ? stillness(async (signal) => await source.visible(signal)) : witnessOf(source, sink, store)
+  const witness = await witnessFor(source, sink, store, under)
   const audit = auditPath(config)
   await using mender = openMender(source, sink, witness, options, audit)
   const byName = await currentTables(source, await registeredTables(store, under), under)

@@ -29,11 +29,11 @@ import {
 import { joined, workOf } from './plan.ts'
 import { emptyReport, keepSummary, summarise, type Report } from './report.ts'
 import { settleShapes, shapeLimits } from './settle-shapes.ts'
-import { stillness, withCause, type Witness } from './settle.ts'
+import { withCause, type Witness } from './settle.ts'
 import { timed } from './timed.ts'
 import { throttle, type Limits, type Throttle } from './throttle.ts'
 import { told } from './told.ts'
-import { witnessOf } from './witness.ts'
+import { witnessFor } from './witness.ts'
 
 /** Times in ms. */
 export type VerifyOptions = Limits & {
@@ -85,8 +85,7 @@ export async function verifyPipeline(
   const under = AbortSignal.any([signal, ...(lease === undefined ? [] : [lease.signal])])
   await using source = await parts.source(store, under)
   await using sink = await parts.sink(under)
-  const still = (await store.get('complete', under)) !== undefined
-  const witness = still ? stillness(async (signal) => await source.visible(signal)) : witnessOf(source, sink, store)
+  const witness = await witnessFor(source, sink, store, under)
   const limits = throttle(options, source.load && (async (signal) => (await source.load?.(signal)) ?? 0))
   const through = { source, sink, store, witness, limits }
   if (free) return await verifyShapes(config, through, options, under)

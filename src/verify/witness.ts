@@ -1,12 +1,11 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Sink, Source } from '../connector.ts'
-
 import { isRenewed } from '../coordinate/lease.ts'
 import type { StateStore } from '../coordinate/state-store.ts'
 import { Failure } from '../errors.ts'
 import { comparePositions, heartbeatPrefix, type Position } from '../model.ts'
 import { readRun, type Applied } from '../run-record.ts'
-import type { Witness } from './settle.ts'
+import { stillness, type Witness } from './settle.ts'
 
 const pollMs = 100
 
@@ -22,9 +21,16 @@ async function isHeld({ offsets }: Applied, sink: Sink, signal: AbortSignal): Pr
   return checkpoints.reduce((sum, { offset }) => sum + offset, 0) >= offsets
 }
 
+/** Of a pipeline as it stands: after a copy that is complete nothing is captured any more. */
+export async function witnessFor(source: Source, sink: Sink, store: StateStore, signal: AbortSignal): Promise<Witness> {
+  return (await store.get('complete', signal)) === undefined
+    ? witnessOf(source, sink, store)
+    : stillness(async (signal) => await source.visible(signal))
+}
+
 /** From outside of the pipeline's process: goes by what that writes down about once a second of the newest watermark it proved applied. NOT_RUNNING where
  *  no process runs the pipeline. */
-export function witnessOf(source: Source, sink: Sink, store: StateStore): Witness {
+function witnessOf(source: Source, sink: Sink, store: StateStore): Witness {
   return {
     visible: async (signal) => await source.visible(signal),
     async applied(position, signal) {
